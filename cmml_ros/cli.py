@@ -1,0 +1,70 @@
+"""The `cmml` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmml_ros.errors import CmmlError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status of `cmml`: 0, 2 for an error that is explained in one line, 130 after Ctrl-C."""
+    options = _make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except CmmlError as error:
+        print(f'cmml: error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('cmml: interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='cmml', description='Find airholes in concrete with a camera and a range sensor, and measure them.'
+    )
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    _add_analyze(commands)
+    return parser
+
+
+def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'analyze',
+        help='from a recording to tables and a report',
+        description='Measure every airhole in a rosbag2 recording (MCAP or SQLite, split or compressed) and write '
+        'defects.csv, defects.geojson, frames.csv, observations.csv, summary.json and report.html.',
+    )
+    parser.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder, or one .mcap or .db3 file')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results, made if missing')
+    parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
+    parser.add_argument('--image-topic', metavar='T', help='default: the only Image or CompressedImage topic')
+    parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
+    parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
+    parser.add_argument('--bag-out', type=Path, metavar='BAG', help='also write the results as a new rosbag2 folder')
+    parser.set_defaults(run=_analyze)
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    from cmml_ros.analyze import analyze
+    from cmml_ros.config import InspectorConfig, load_config
+
+    config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
+    analyze(
+        options.bag,
+        options.out,
+        config,
+        image_topic=options.image_topic,
+        points_topic=options.points_topic,
+        camera_info_topic=options.camera_info_topic,
+        bag_out=options.bag_out,
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())
