@@ -1,0 +1,246 @@
+"""Cameras: pinhole with plumb_bob or rational_polynomial distortion, and equidistant fisheye.
+
+Pixel (0, 0) is the centre of the top-left pixel; the image spans [-0.5, width - 0.5) x [-0.5, height - 0.5).
+Camera frame: x right, y down, z forward (REP 103, optical).
+Models and the order of their coefficients are those of OpenCV and sensor_msgs/CameraInfo.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cmml_ros.errors import ShapeError
+
+Array = NDArray[np.float64]
+
+COEFFICIENT_COUNTS = {'plumb_bob': (0, 4, 5, 8), 'rational_polynomial': (0, 4, 5, 8), 'equidistant': (0, 4)}
+
+# Half the field of view up to which a model is tabulated; rays have z == 1, so 90 degrees is out of reach.
+_MAX_ANGLE_RAD = math.radians(89.9)
+_TABLE_SIZE = 4096
+_NEWTON_STEPS = 20
+
+
+class _Radial(NamedTuple):
+    """Where the lens model is one-to-one, tabulated: a distortion polynomial folds back further out."""
+
+    limit: float  # largest undistorted radius (equidistant: angle, rad) of the valid domain
+    undistorted: Array
+    distorted: Array
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Image size, focal lengths, principal point (pixels) and lens model of one camera.
+
+    distortion: (k1, k2, p1, p2[, k3[, k4, k5, k6]]) for plumb_bob and rational_polynomial, (k1, k2, k3, k4) for
+    equidistant, () for none. Raises ShapeError for values that no camera has.
+    """
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    model: str = 'plumb_bob'
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.model not in COEFFICIENT_COUNTS:
+            raise ShapeError(f'unknown camera model "{self.model}"; known are {", ".join(COEFFICIENT_COUNTS)}')
+        if self.width < 1 or self.height < 1:
+            raise ShapeError(f'a camera needs a positive image size, got {self.width}x{self.height}')
+        if not all(math.isfinite(value) for value in (self.fx, self.fy, self.cx, self.cy, *self.distortion)):
+            raise ShapeError(f'camera intrinsics must be finite, got {self}')
+        if self.fx <= 0 or self.fy <= 0:
+            raise ShapeError(f'focal lengths must be positive, got fx={self.fx}, fy={self.fy}')
+        counts = COEFFICIENT_COUNTS[self.model]
+        if len(self.distortion) not in counts:
+            expected = ', '.join(map(str, counts))
+            raise ShapeError(f'{self.model} has {expected} coefficients, got {len(self.distortion)}')
+
+    @property
+    def matrix(self) -> Array:
+        """K, (3, 3)."""
+        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
+
+    def project(self, points_camera: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
+        """Pixels of `points_camera`, and which of them the camera sees.
+
+        points_camera: (N, 3), metres. Returns pixels (N, 2), NaN where a point is behind the camera or outside the
+        valid domain of the lens model, and visible (N,): the pixel is known and inside the image.
+        """
+        points = _check_columns(points_camera, 3, 'points_camera')
+        with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+            depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
+            x = points[:, 0] / depth
+            y = points[:, 1] / depth
+            if self.model == 'equidistant' or any(self.distortion):
+                x, y = self._distort(x, y)
+            pixels = np.stack([self.fx * x + self.cx, self.fy * y + self.cy], axis=1)
+        return pixels, self.contains(pixels)
+
+    def contains(self, pixels: ArrayLike) -> NDArray[np.bool_]:
+        """Which `pixels`, (N, 2), lie inside the image, (N,)."""
+        u, v = _check_columns(pixels, 2, 'pixels').T
+        inside: NDArray[np.bool_] = (u >= -0.5) & (u < self.width - 0.5) & (v >= -0.5) & (v < self.height - 0.5)
+        return inside
+
+    def rays(self, pixels: ArrayLike) -> Array:
+        """Directions seen at `pixels`, lens distortion removed.
+
+        pixels: (N, 2) u right, v down. Returns (N, 3) with z == 1, NaN where the lens model has no such pixel.
+        """
+        u, v = _check_columns(pixels, 2, 'pixels').T
+        x = (u - self.cx) / self.fx
+        y = (v - self.cy) / self.fy
+        if self.model == 'equidistant' or any(self.distortion):
+            x, y = self._undistort(x, y)
+        return np.stack([x, y, np.ones_like(x)], axis=1)
+
+    def unproject(self, pixels: ArrayLike, ranges_m: ArrayLike) -> Array:
+        """Points seen at `pixels`, in the camera's optical frame.
+
+        pixels: (N, 2) u right, v down. ranges_m: (N,) distance along the ray. Returns (N, 3), metres.
+        Raises ShapeError when the lengths differ.
+        """
+        directions = self.rays(pixels)
+        distances = np.asarray(ranges_m, dtype=np.float64)
+        if distances.shape != directions.shape[:1]:
+            raise ShapeError(f'ranges_m must be ({len(directions)},), got {distances.shape}')
+        lengths = np.linalg.norm(directions, axis=1)
+        points: Array = directions * (distances / lengths)[:, None]
+        return points
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
+        """The camera of the image part that starts at column `left` and row `top`."""
+        return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
+
+    def scaled(self, factor: float) -> Camera:
+        """The camera of the image resized by `factor`; sizes are rounded to whole pixels."""
+        return replace(
+            self,
+            width=round(self.width * factor),
+            height=round(self.height * factor),
+            fx=self.fx * factor,
+            fy=self.fy * factor,
+            cx=(self.cx + 0.5) * factor - 0.5,
+            cy=(self.cy + 0.5) * factor - 0.5,
+        )
+
+    @property
+    def _coefficients(self) -> tuple[float, ...]:
+        return self.distortion + (0.0,) * (8 - len(self.distortion))
+
+    def _radial_gain(self, squared: Array) -> tuple[Array, Array]:
+        """Radial factor f(s) and its derivative, s the squared undistorted radius (equidistant: squared angle)."""
+        if self.model == 'equidistant':
+            numerator, denominator = np.array([1.0, *self._coefficients[:4]]), np.array([1.0])
+        else:
+            k1, k2, _, _, k3, k4, k5, k6 = self._coefficients
+            numerator, denominator = np.array([1.0, k1, k2, k3]), np.array([1.0, k4, k5, k6])
+        n, dn = _evaluate_polynomial(numerator, squared)
+        if not denominator[1:].any():
+            return n, dn
+        d, dd = _evaluate_polynomial(denominator, squared)
+        d = np.where(d > 0, d, np.nan)  # beyond a pole the model means nothing
+        return n / d, (dn * d - n * dd) / d**2
+
+    @cached_property
+    def _radial(self) -> _Radial:
+        """Domain on which distortion is one-to-one.
+
+        The Jacobian of the pinhole models is symmetric, f I + 2 f' x x^T + T, and the tangential part T has no
+        eigenvalue below -6 |p| r. While min(f, f + 2 r^2 f') > 6 |p| r the map is the gradient of a strictly convex
+        function, hence one-to-one.
+        """
+        angles = np.linspace(0.0, _MAX_ANGLE_RAD, _TABLE_SIZE)
+        radius = angles if self.model == 'equidistant' else np.tan(angles)
+        tangential = 0.0 if self.model == 'equidistant' else math.hypot(*self._coefficients[2:4])
+        with np.errstate(all='ignore'):
+            gain, slope = self._radial_gain(radius**2)
+            stretch = np.minimum(gain, gain + 2.0 * radius**2 * slope)
+            folded = ~(stretch > 6.0 * tangential * radius)
+        count = int(np.argmax(folded)) if folded.any() else _TABLE_SIZE
+        # At least two knots: a model that folds at once has an empty domain, and every pixel is then unknown.
+        limit = float(radius[count - 1]) if count > 1 else 0.0
+        return _Radial(limit, radius[:count], (radius * gain)[:count])
+
+    def _distort(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Distorted normalized coordinates; NaN outside the valid domain."""
+        radius = np.hypot(x, y)
+        if self.model == 'equidistant':
+            angle = np.arctan(radius)
+            gain, _ = self._radial_gain(angle**2)
+            scale = np.where(radius > 1e-12, angle * gain / np.maximum(radius, 1e-300), 1.0)
+            scale = np.where(angle <= self._radial.limit, scale, np.nan)
+            return x * scale, y * scale
+        squared = np.where(radius <= self._radial.limit, radius**2, np.nan)
+        gain, _ = self._radial_gain(squared)
+        p1, p2 = self._coefficients[2:4]
+        return (
+            x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
+            y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
+        )
+
+    def _undistort(self, x_distorted: Array, y_distorted: Array) -> tuple[Array, Array]:
+        """Inverse of `_distort`: the radial part from the table, then Newton's method."""
+        table = self._radial
+        radius_distorted = np.hypot(x_distorted, y_distorted)
+        radius = np.interp(radius_distorted, table.distorted, table.undistorted)
+        with np.errstate(all='ignore'):
+            if self.model == 'equidistant':
+                angle = radius
+                for _ in range(_NEWTON_STEPS):
+                    gain, slope = self._radial_gain(angle**2)
+                    step = (angle * gain - radius_distorted) / (gain + 2.0 * angle**2 * slope)
+                    angle = np.clip(angle - step, 0.0, table.limit)
+                    if not np.any(np.abs(step) > 1e-14):
+                        break
+                scale = np.where(radius_distorted > 1e-12, np.tan(angle) / np.maximum(radius_distorted, 1e-300), 1.0)
+                x, y = x_distorted * scale, y_distorted * scale
+            else:
+                scale = np.where(radius_distorted > 1e-12, radius / np.maximum(radius_distorted, 1e-300), 1.0)
+                x, y = x_distorted * scale, y_distorted * scale
+                p1, p2 = self._coefficients[2:4]
+                for _ in range(_NEWTON_STEPS):
+                    squared = x * x + y * y
+                    gain, slope = self._radial_gain(squared)
+                    error_x = x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x) - x_distorted
+                    error_y = y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y - y_distorted
+                    xx = gain + 2.0 * x * x * slope + 2.0 * p1 * y + 6.0 * p2 * x
+                    yy = gain + 2.0 * y * y * slope + 6.0 * p1 * y + 2.0 * p2 * x
+                    xy = 2.0 * x * y * slope + 2.0 * p1 * x + 2.0 * p2 * y
+                    determinant = xx * yy - xy * xy
+                    step_x = (yy * error_x - xy * error_y) / determinant
+                    step_y = (xx * error_y - xy * error_x) / determinant
+                    x, y = x - step_x, y - step_y
+                    if not np.any(np.abs(step_x) + np.abs(step_y) > 1e-14 * (1.0 + np.abs(x) + np.abs(y))):
+                        break
+            x_again, y_again = self._distort(x, y)
+            found = np.hypot(x_again - x_distorted, y_again - y_distorted) * max(self.fx, self.fy) < 1e-6
+        return np.where(found, x, np.nan), np.where(found, y, np.nan)
+
+
+def _check_columns(values: ArrayLike, columns: int, name: str) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise ShapeError(f'{name} must be (N, {columns}), got {array.shape}')
+    return array
+
+
+def _evaluate_polynomial(coefficients: Array, x: Array) -> tuple[Array, Array]:
+    """Value and derivative, lowest power first (Horner)."""
+    value = np.full_like(x, coefficients[-1])
+    derivative = np.zeros_like(x)
+    for coefficient in coefficients[-2::-1]:
+        derivative = derivative * x + value
+        value = value * x + coefficient
+    return value, derivative
