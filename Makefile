@@ -1,0 +1,32 @@
+# Every target prepares .venv first; when it is up to date that takes a second or two and no network.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## prepare .venv: ROS 2 wheels, torch for the CPU, this package (PYTHON=python3.12 picks another interpreter)
+	@$(PYTHON) requirements/prepare_venv.py
+
+demo: setup  ## simulate a wall, inspect it live over DDS and again from the bag, compare both with the truth
+	@$(RUN) benchmarks/demo.py
+
+test: setup  ## run the whole test suite
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## check style, import border and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+bench: setup  ## measure speed and accuracy on this machine
+	@$(RUN) benchmarks/run.py
+
+clean:  ## remove .venv and everything that was made
+	rm -rf $(VENV) build install log out .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,48 @@
+"""`pip install .`: the offline half of the package (the `cmml` command and the library) on a machine without ROS.
+
+ROS builds with CMakeLists.txt instead, because only CMake can generate and compile the messages that the nodes need.
+Both install the same Python sources, and both take the version from package.xml.
+"""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name='cmml_ros',
+    version=ElementTree.parse(ROOT / 'package.xml').findtext('version'),
+    description='Find airholes in concrete with a camera and a range sensor, and measure them with an uncertainty',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=[*find_packages(include=['cmml_ros', 'cmml_ros.*']), 'cmml_ros.bag.msg'],
+    # The message definitions let recordings of our own topics be read where no ROS is.
+    package_dir={'cmml_ros.bag.msg': 'msg'},
+    package_data={
+        'cmml_ros': ['py.typed'],
+        'cmml_ros.bag.msg': ['*.msg'],
+        'cmml_ros.model': ['weights/*'],
+        'cmml_ros.report': ['templates/*'],
+    },
+    install_requires=[
+        'jinja2',
+        'matplotlib',
+        'numpy>=2',
+        'onnxruntime',
+        'opencv-python-headless',
+        'pyyaml',
+        'rosbags>=0.11',
+        'safetensors',
+        'scipy>=1.15',
+        'shapely>=2',
+        'torch>=2.6',
+        'tqdm',
+    ],
+    extras_require={
+        'simulation': ['mapbox-earcut>=2', 'mitsuba>=3.7', 'open3d>=0.19'],
+        'training': ['onnx', 'psutil', 'tensorboard'],
+    },
+    entry_points={'console_scripts': ['cmml = cmml_ros.cli:main']},
+)
