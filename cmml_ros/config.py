@@ -100,16 +100,12 @@ class MeasurementConfig:
     range_bias_m: float = setting(
         0.0, 'range error common to one airhole, not removed by averaging', unit='m', low=0.0, high=1.0
     )
-    boundary_std_px: float = setting(
-        0.3, 'systematic deviation of the rim in the image', unit='px', low=0.0, high=10.0
-    )
+    boundary_std_px: float = setting(0.3, 'systematic deviation of the rim in the image', unit='px', low=0.0, high=10.0)
     detection_factor: float = setting(
         3.3, 'deviations above an undamaged patch from which a depth is measured', low=1.0, high=10.0
     )
     min_points: int = setting(8, 'fewer points inside the rim leave depth to the shape prior', low=1, high=10000)
-    prior_depth_ratio_mean: float = setting(
-        0.35, 'prior mean of depth over equivalent diameter', low=0.01, high=2.0
-    )
+    prior_depth_ratio_mean: float = setting(0.35, 'prior mean of depth over equivalent diameter', low=0.01, high=2.0)
     prior_depth_ratio_std: float = setting(
         0.20, 'prior deviation of depth over equivalent diameter', low=0.01, high=2.0
     )

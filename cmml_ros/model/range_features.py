@@ -1,0 +1,125 @@
+"""Projected points as feature maps beside the image: how far each lies behind the surface around it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from cmml_ros.errors import ShapeError
+
+# Maps are made at half the image's resolution, where the network joins them to the picture.
+RANGE_STRIDE = 2
+RANGE_CHANNELS = 3
+# Residuals are compressed by asinh(r / 1 mm): linear at sensor noise, logarithmic in deep holes.
+_RESIDUAL_SCALE_M = 1e-3
+_CELL_PX = 32
+_MEDIAN_CELLS = 9
+_MIN_POINTS = 50
+_MAX_FIT_POINTS = 20000
+
+
+def range_features(
+    pixels: NDArray[np.float64], depths_m: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float32]:
+    """Feature maps (3, ceil(height / 2), ceil(width / 2)) float32 for the network, all zero where nothing is known.
+
+    pixels: (N, 2) projected points. depths_m: (N,) their z in the camera's optical frame, metres.
+    Channels: residual behind the smooth surface around (asinh of millimetres), scatter of these residuals (the same
+    unit, constant over the picture, so that the network can tell a depth camera from a time-of-flight LiDAR), and
+    support (1 where a point fell, halved per level of interpolation).
+    """
+    if pixels.ndim != 2 or pixels.shape[1] != 2 or depths_m.shape != pixels.shape[:1]:
+        raise ShapeError(f'pixels must be (N, 2) and depths (N,), got {pixels.shape} and {depths_m.shape}')
+    rows, columns = -(-height // RANGE_STRIDE), -(-width // RANGE_STRIDE)
+    features = np.zeros((RANGE_CHANNELS, rows, columns), np.float32)
+    if len(pixels) < _MIN_POINTS:
+        return features
+
+    residuals_m = _residuals_behind_surface(pixels, depths_m, height, width)
+    scatter_m = 1.4826 * float(np.median(np.abs(residuals_m)))
+    compressed = np.arcsinh(residuals_m / _RESIDUAL_SCALE_M)
+
+    row = np.clip(np.rint(pixels[:, 1] / RANGE_STRIDE).astype(np.intp), 0, rows - 1)
+    column = np.clip(np.rint(pixels[:, 0] / RANGE_STRIDE).astype(np.intp), 0, columns - 1)
+    cell = row * columns + column
+    counts = np.bincount(cell, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
+    sums = np.bincount(cell, weights=compressed, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
+    values, support = _fill_gaps(sums, counts)
+    features[0] = values
+    features[1] = np.arcsinh(scatter_m / _RESIDUAL_SCALE_M) * (support > 0)
+    features[2] = support
+    return features
+
+
+def _residuals_behind_surface(
+    pixels: NDArray[np.float64], depths_m: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float64]:
+    """Depth minus the depth of the smooth surface around, metres, positive behind it.
+
+    The inverse depth of a plane is affine in pixels, of a cylinder close to quadratic: one robust quadratic over the
+    picture, then the median over a window much larger than an airhole takes what is left of the shape.
+    """
+    u = 2.0 * pixels[:, 0] / width - 1.0
+    v = 2.0 * pixels[:, 1] / height - 1.0
+    design = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)  # (N, 6)
+    inverse = 1.0 / depths_m
+    step = max(1, len(u) // _MAX_FIT_POINTS)
+    fit_design, fit_inverse = design[::step], inverse[::step]
+    weights = np.ones(len(fit_inverse))
+    coefficients = np.zeros(6)
+    for _ in range(6):
+        root = np.sqrt(weights)[:, None]
+        coefficients = np.linalg.lstsq(fit_design * root, fit_inverse * root[:, 0], rcond=None)[0]
+        error = fit_inverse - fit_design @ coefficients
+        scale = 4.685 * 1.4826 * float(np.median(np.abs(error))) + 1e-12
+        weights = np.square(np.clip(1.0 - np.square(error / scale), 0.0, None))  # Tukey's biweight
+    surface = np.maximum(design @ coefficients, 0.2 * float(np.median(inverse)))
+    residuals = depths_m - 1.0 / surface
+
+    rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
+    row = np.clip((pixels[:, 1] / _CELL_PX).astype(np.intp), 0, rows - 1)
+    column = np.clip((pixels[:, 0] / _CELL_PX).astype(np.intp), 0, columns - 1)
+    cell = row * columns + column
+    order = np.lexsort((residuals, cell))
+    counts = np.bincount(cell, minlength=rows * columns)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    medians = np.full(rows * columns, np.nan)
+    filled = counts > 0
+    medians[filled] = residuals[order][starts[filled] + counts[filled] // 2]
+    medians = medians.reshape(rows, columns)
+    nearest = ndimage.distance_transform_edt(np.isnan(medians), return_distances=False, return_indices=True)
+    smooth = ndimage.median_filter(medians[tuple(nearest)], size=_MEDIAN_CELLS, mode='nearest')
+    smooth = ndimage.uniform_filter(smooth, size=3, mode='nearest')
+    at = np.stack([pixels[:, 1], pixels[:, 0]]) / _CELL_PX - 0.5
+    offset = ndimage.map_coordinates(smooth, at, order=1, mode='nearest')
+    return np.asarray(residuals - offset)
+
+
+def _fill_gaps(
+    sums: NDArray[np.float32], counts: NDArray[np.float32], levels: int = 5
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Means where there are points, means of ever coarser cells between them, and how coarse (push-pull)."""
+    pyramid = [(sums, counts)]
+    for _ in range(levels):
+        fine_sums, fine_counts = pyramid[-1]
+        pyramid.append((_sum_2x2(fine_sums), _sum_2x2(fine_counts)))
+    values = np.zeros_like(pyramid[-1][0])
+    support = np.zeros_like(values)
+    for level in range(levels, -1, -1):
+        level_sums, level_counts = pyramid[level]
+        if level < levels:
+            size = (level_sums.shape[1], level_sums.shape[0])
+            values = cv2.resize(values, (2 * values.shape[1], 2 * values.shape[0]))[: size[1], : size[0]]
+            support = cv2.resize(support, (2 * support.shape[1], 2 * support.shape[0]))[: size[1], : size[0]]
+        hit = level_counts > 0
+        values = np.where(hit, level_sums / np.maximum(level_counts, 1.0), values)
+        support = np.where(hit, np.float32(0.5**level), support)
+    return np.where(support > 0, values, 0.0).astype(np.float32), support.astype(np.float32)
+
+
+def _sum_2x2(grid: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows, columns = grid.shape
+    padded = np.pad(grid, ((0, rows % 2), (0, columns % 2)))
+    return np.asarray(padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).sum(axis=(1, 3)))

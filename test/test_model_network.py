@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cmml_ros.config import DetectionConfig
+from cmml_ros.errors import ModelError
+from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
+from cmml_ros.model.network import MultitaskNetwork
+from cmml_ros.model.runtime import Segmenter
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / 'net.safetensors'
+    save_weights(MultitaskNetwork('small'), path, {'steps': '0'})
+    return path
+
+
+def test_the_small_network_is_small():
+    assert sum(parameter.numel() for parameter in MultitaskNetwork('small').parameters()) < 3_000_000
+
+
+def test_logits_have_the_resolution_of_the_picture():
+    logits = MultitaskNetwork('small').eval()(torch.rand(2, 3, 64, 96), torch.zeros(2, 3, 32, 48))
+    assert logits.shape == (2, 2, 64, 96)
+
+
+def test_weights_survive_the_disk_and_are_known_by_content(weights: Path):
+    network, model_id = load_network(weights)
+    torch.manual_seed(0)
+    for mine, theirs in zip(MultitaskNetwork('small').parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert model_id.startswith('net-') and len(model_id) == len('net-') + 12
+
+
+def test_fused_runtime_gives_the_networks_probabilities_on_an_odd_picture(weights: Path):
+    image = np.random.default_rng(0).integers(0, 256, (70, 91, 3)).astype(np.uint8)
+    mask, rim = Segmenter(DetectionConfig(model=str(weights), device='cpu')).probabilities(image, None)
+    assert mask.shape == rim.shape == (70, 91)
+    network, _ = load_network(weights)
+    padded = np.pad(image, ((0, 10), (0, 5), (0, 0)), mode='edge').transpose(2, 0, 1)[None] / np.float32(255)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(padded), torch.zeros(1, 3, 40, 48))
+    np.testing.assert_allclose(mask, logits[0, 0, :70, :91].sigmoid(), atol=1e-5)
+
+
+def test_missing_weights_name_the_setting():
+    with pytest.raises(ModelError, match='no shipped weights called "large".*detection.model'):
+        find_weights('large')
+    with pytest.raises(ModelError, match='no such weights file'):
+        find_weights('/nowhere/net.safetensors')
+
+
+def test_foreign_files_are_refused(tmp_path: Path):
+    path = tmp_path / 'foreign.safetensors'
+    path.write_bytes(b'not weights at all')
+    with pytest.raises(ModelError, match='cannot be read as safetensors'):
+        load_network(path)
+    save_file({'x': torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match='not weights of this package'):
+        load_network(path)
+    save_file({'x': torch.zeros(1)}, path, metadata={'cmml_ros.format': '0', 'cmml_ros.size': 'small'})
+    with pytest.raises(ModelError, match='format 0'):
+        load_network(path)
+    save_file({'x': torch.zeros(1)}, path, metadata={'cmml_ros.format': '1', 'cmml_ros.size': 'small'})
+    with pytest.raises(ModelError, match='do not fit'):
+        load_network(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
+    network = MultitaskNetwork('small')
+    with torch.no_grad():
+        next(network.parameters()).fill_(float('nan'))
+    save_weights(network, tmp_path / 'nan.safetensors', {})
+    with pytest.raises(ModelError, match='not finite'):
+        load_network(tmp_path / 'nan.safetensors')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='asks for a machine without CUDA')
+def test_demanding_cuda_where_there_is_none_is_refused(weights: Path):
+    with pytest.raises(ModelError, match='finds no CUDA device'):
+        Segmenter(DetectionConfig(model=str(weights), device='cuda'))

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from cmml_ros.errors import ShapeError
+from cmml_ros.model.range_features import range_features
+
+HEIGHT, WIDTH = 240, 320
+
+
+def wall(count: int = 40000, seed: int = 0, tilt: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and depths of a tilted plane: its inverse depth is affine in the pixel."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.random((count, 2)) * [WIDTH - 1, HEIGHT - 1]
+    return pixels, 0.5 / (1.0 + tilt * (pixels[:, 0] / WIDTH - 0.5))
+
+
+def inside_disc(pixels: np.ndarray, radius: float) -> np.ndarray:
+    return np.hypot(pixels[:, 0] - 160, pixels[:, 1] - 120) < radius
+
+
+def test_a_plane_has_no_residual_however_it_is_tilted():
+    for tilt in (0.0, 0.3, -0.8):
+        features = range_features(*wall(tilt=tilt), HEIGHT, WIDTH)
+        assert features.shape == (3, 120, 160)
+        assert np.abs(features[0]).max() < 0.05  # 0.05 mm
+
+
+def test_a_hole_of_ten_millimetres_stands_out_by_its_depth():
+    pixels, depths = wall()
+    depths = depths + 0.010 * inside_disc(pixels, 30)
+    features = range_features(pixels, depths, HEIGHT, WIDTH)
+    assert np.sinh(features[0, 60, 80]) == pytest.approx(10.0, rel=0.05)
+    assert np.abs(features[0, 10:30, 10:150]).max() < 0.1
+
+
+def test_scatter_tells_the_noise_of_the_sensor():
+    pixels, depths = wall()
+    for noise_mm in (0.3, 20.0):
+        noisy = depths + np.random.default_rng(1).normal(0.0, noise_mm * 1e-3, depths.shape)
+        features = range_features(pixels, noisy, HEIGHT, WIDTH)
+        assert np.sinh(features[1].max()) == pytest.approx(noise_mm, rel=0.1)
+
+
+def test_support_falls_where_points_are_missing():
+    pixels, depths = wall()
+    keep = ~inside_disc(pixels, 40)
+    features = range_features(pixels[keep], depths[keep], HEIGHT, WIDTH)
+    assert features[2, 60, 80] < 0.2 < 0.45 < np.median(features[2])
+
+
+def test_without_points_everything_is_zero():
+    assert not range_features(np.empty((0, 2)), np.empty(0), HEIGHT, WIDTH).any()
+
+
+def test_odd_sizes_and_wrong_shapes():
+    pixels, depths = wall()
+    keep = (pixels[:, 0] < 300) & (pixels[:, 1] < 200)
+    assert range_features(pixels[keep], depths[keep], 201, 301).shape == (3, 101, 151)
+    with pytest.raises(ShapeError, match=r'\(40000, 3\)'):
+        range_features(np.zeros((40000, 3)), depths, HEIGHT, WIDTH)
