@@ -100,7 +100,7 @@ class BagWriter:
             self._writer.close()
         except OSError as error:
             self._writer.abort()
-            raise BagError(f'{self.path}: cannot be closed ({error.strerror}); `ros2 bag reindex` restores it') from None
+            raise BagError(f'{self.path}: not closed ({error.strerror}); `ros2 bag reindex` restores it') from None
 
     def __enter__(self) -> BagWriter:
         return self

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+from math import nan, pi, sqrt
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest import approx
+
+from cmml_ros.config import MapConfig
+from cmml_ros.geometry.transforms import SE3
+from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.measurement.defect import Defect, Measurement, Status
+
+# The wall is the plane z = 0.5 m of the map; the camera looks along z.
+CAMERA = 'camera_optical_frame'
+
+
+def make_measurement(x_m: float, y_m: float = 0.0, diameter_m: float = 0.010, **changes: Any) -> Measurement:
+    angles = np.linspace(0, 2 * pi, 12, endpoint=False)
+    rim = np.stack([np.cos(angles), np.sin(angles), np.zeros(12)], axis=1) * diameter_m / 2
+    center = np.array([x_m, y_m, 0.5])
+    measurement = Measurement(
+        area_status=Status.MEASURED,
+        volume_status=Status.MEASURED,
+        position=center,
+        normal=np.array([0.0, 0.0, -1.0]),
+        outline=rim + center,
+        area_m2=pi * diameter_m**2 / 4,
+        area_std_m2=1e-6,
+        equivalent_diameter_m=diameter_m,
+        major_axis_m=diameter_m,
+        minor_axis_m=diameter_m,
+        depth_max_m=0.003,
+        depth_max_std_m=1e-4,
+        volume_m3=1e-7,
+        volume_std_m3=1e-8,
+        volume_upper_bound_m3=1.2e-7,
+        position_std_m=2e-4,
+        point_count=50,
+    )
+    return dataclasses.replace(measurement, **changes)
+
+
+def make_defect(measurement: Measurement, confidence: float = 0.9) -> Defect:
+    return Defect(0, confidence, (0, 0, 10, 10), np.zeros((0, 2)), measurement)
+
+
+def observe(defect_map: DefectMap, *views: Measurement, camera_x_m: float = 0.0, stamp_ns: int = 0) -> list[int]:
+    """`views` are given in the map; the camera has moved along x and sees them shifted."""
+    T_map_camera = SE3(np.eye(3), np.array([camera_x_m, 0.0, 0.0]))
+    defects = [make_defect(view.transformed(T_map_camera.inverse())) for view in views]
+    return defect_map.add(defects, T_map_camera, stamp_ns, CAMERA)
+
+
+def test_the_same_airhole_from_two_places_is_one_entry_in_the_map_frame():
+    defect_map = DefectMap(MapConfig(), 'map')
+    assert observe(defect_map, make_measurement(0.1), camera_x_m=0.0, stamp_ns=5) == [1]
+    assert observe(defect_map, make_measurement(0.1), camera_x_m=0.3, stamp_ns=9) == [1]
+    (entry,) = defect_map.entries
+    assert (entry.observations, entry.first_stamp_ns, entry.last_stamp_ns, entry.frame_id) == (2, 5, 9, 'map')
+    assert entry.measurement.position == approx([0.1, 0.0, 0.5])
+    assert entry.measurement.outline[:, 0].mean() == approx(0.1)
+    assert entry.measurement.point_count == 100
+
+
+def test_neighbours_stay_apart_and_ids_follow_appearance():
+    defect_map = DefectMap(MapConfig(gate_m=0.0005))
+    assert observe(defect_map, make_measurement(0.10), make_measurement(0.12)) == [1, 2]
+    assert observe(defect_map, make_measurement(0.12), make_measurement(0.14), make_measurement(0.10)) == [2, 3, 1]
+
+
+def test_one_frame_never_gives_one_id_twice():
+    defect_map = DefectMap(MapConfig(gate_m=0.01))
+    observe(defect_map, make_measurement(0.1))
+    assert sorted(observe(defect_map, make_measurement(0.101), make_measurement(0.099))) == [1, 2]
+
+
+def test_assignment_takes_the_least_total_distance():
+    # Greedy matching would give 1 to the view at 0.103 m (nearest pair first) and leave the other without partner.
+    defect_map = DefectMap(MapConfig(gate_m=0.002))
+    observe(defect_map, make_measurement(0.100), make_measurement(0.105))
+    assert observe(defect_map, make_measurement(0.1029), make_measurement(0.1075)) == [1, 2]
+
+
+def test_a_far_larger_airhole_at_the_same_place_is_another_one():
+    defect_map = DefectMap(MapConfig())
+    observe(defect_map, make_measurement(0.1, diameter_m=0.004))
+    assert observe(defect_map, make_measurement(0.1, diameter_m=0.020)) == [2]
+
+
+def test_the_other_side_of_an_edge_is_another_airhole():
+    defect_map = DefectMap(MapConfig())
+    observe(defect_map, make_measurement(0.1))
+    assert observe(defect_map, make_measurement(0.1, normal=np.array([1.0, 0.0, 0.0]))) == [2]
+
+
+def test_fusion_weighs_by_information():
+    # Deviations 1 and 2: weights 1 and 1/4, so (1 * 100 + 0.25 * 150) / 1.25 = 110 mm2.
+    defect_map = DefectMap(MapConfig())
+    observe(defect_map, make_measurement(0.1, area_m2=100e-6, area_std_m2=1e-6))
+    observe(defect_map, make_measurement(0.1, area_m2=150e-6, area_std_m2=2e-6))
+    fused = defect_map.entries[0].measurement
+    assert fused.area_m2 == approx(110e-6)
+    assert fused.area_std_m2 == approx(1.2e-6)  # (1 * 1 + 0.25 * 2) / 1.25: correlated errors do not average out
+    assert fused.equivalent_diameter_m == approx(2 * sqrt(110e-6 / pi))
+
+
+def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
+    unmeasured = {'volume_status': Status.BELOW_DETECTION_LIMIT, 'volume_m3': nan, 'volume_std_m3': nan}
+    defect_map = DefectMap(MapConfig())
+    for _ in range(3):
+        observe(defect_map, make_measurement(0.1, volume_upper_bound_m3=9e-7, reason='too shallow', **unmeasured))
+    fused = defect_map.entries[0].measurement
+    assert fused.volume_status is Status.BELOW_DETECTION_LIMIT
+    assert np.isnan(fused.volume_m3)
+    assert fused.volume_upper_bound_m3 == approx(9e-7)
+    assert fused.reason == 'too shallow'
+    observe(defect_map, make_measurement(0.1, volume_m3=2e-7))
+    fused = defect_map.entries[0].measurement
+    assert (fused.volume_status, fused.reason) == (Status.MEASURED, '')
+    assert fused.volume_m3 == approx(2e-7)
+    assert fused.volume_upper_bound_m3 == approx(1.2e-7)
+
+
+def test_a_view_cut_by_the_border_is_recognised_but_does_not_spoil_the_size():
+    whole = make_measurement(0.1, diameter_m=0.020)
+    half = make_measurement(
+        0.105, diameter_m=0.008, area_status=Status.CUT_BY_BORDER, volume_status=Status.CUT_BY_BORDER
+    )
+    for views in ([whole, half], [half, whole]):
+        defect_map = DefectMap(MapConfig(gate_m=0.001))
+        assert [observe(defect_map, view) for view in views] == [[1], [1]]
+        fused = defect_map.entries[0].measurement
+        assert fused.area_status is Status.MEASURED
+        assert fused.equivalent_diameter_m == approx(0.020)
+        assert fused.position == approx(whole.position)
+        assert defect_map.entries[0].observations == 2
+
+
+def test_without_a_place_every_view_is_an_entry_of_its_own_in_the_camera_frame():
+    nowhere = Measurement.unknown(Status.NO_POINTS, 'no range return around the rim')
+    defect_map = DefectMap(MapConfig())
+    assert observe(defect_map, nowhere, make_measurement(0.1)) == [1, 2]
+    assert observe(defect_map, make_measurement(0.1), nowhere) == [2, 3]
+    assert [entry.frame_id for entry in defect_map.entries] == [CAMERA, 'map', CAMERA]
+    assert np.isnan(defect_map.entries[0].measurement.position).all()
+
+    untied = DefectMap(MapConfig())
+    for expected in ([1], [2]):
+        assert untied.add([make_defect(make_measurement(0.1))], None, 0, CAMERA) == expected
+    assert untied.entries[1].measurement.position == approx([0.1, 0.0, 0.5])
+
+
+def test_clear_starts_again_from_one():
+    defect_map = DefectMap(MapConfig())
+    observe(defect_map, make_measurement(0.1))
+    defect_map.clear()
+    assert defect_map.entries == []
+    assert observe(defect_map, make_measurement(0.4)) == [1]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31), drift_m=st.floats(0.0, 0.003))
+def test_a_grid_of_airholes_seen_in_any_order_is_counted_once_despite_drift(seed: int, drift_m: float):
+    generator = np.random.default_rng(seed)
+    grid = [(0.03 * column, 0.03 * row) for row in range(4) for column in range(5)]
+    defect_map = DefectMap(MapConfig())
+    for _ in range(4):
+        shift = drift_m * generator.uniform(-1, 1, 2)
+        seen = generator.permutation(len(grid))[: generator.integers(1, len(grid))]
+        places = [np.array(grid[index]) + shift for index in seen]
+        ids = observe(defect_map, *(make_measurement(*place) for place in places))
+        assert len(set(ids)) == len(ids)
+        for place, defect_id in zip(places, ids, strict=True):
+            fused = defect_map.entries[defect_id - 1].measurement.position[:2]
+            assert np.linalg.norm(fused - place) < 0.010
+    assert len(defect_map.entries) <= len(grid)
