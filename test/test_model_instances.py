@@ -16,7 +16,8 @@ def test_a_disc_of_ten_pixels_radius_has_its_area():
     assert mask.area_px == pytest.approx(np.pi * 100, rel=0.005)
     assert mask.equivalent_diameter_px == pytest.approx(20.0, rel=0.003)
     assert not mask.touches_border
-    assert mask.left <= 50 and mask.top <= 40
+    assert mask.left <= 50
+    assert mask.top <= 40
 
 
 def test_touching_airholes_are_parted_along_their_rim():

@@ -34,7 +34,8 @@ def test_weights_survive_the_disk_and_are_known_by_content(weights: Path):
     torch.manual_seed(0)
     for mine, theirs in zip(MultitaskNetwork('small').parameters(), network.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert model_id.startswith('net-') and len(model_id) == len('net-') + 12
+    assert model_id.startswith('net-')
+    assert len(model_id) == len('net-') + 12
 
 
 def test_fused_runtime_gives_the_networks_probabilities_on_an_odd_picture(weights: Path):
@@ -49,7 +50,7 @@ def test_fused_runtime_gives_the_networks_probabilities_on_an_odd_picture(weight
 
 
 def test_missing_weights_name_the_setting():
-    with pytest.raises(ModelError, match='no shipped weights called "large".*detection.model'):
+    with pytest.raises(ModelError, match=r'no shipped weights called "large".*detection\.model'):
         find_weights('large')
     with pytest.raises(ModelError, match='no such weights file'):
         find_weights('/nowhere/net.safetensors')

@@ -31,7 +31,8 @@ class MultitaskNetwork(nn.Module):
     def forward(self, image: Tensor, range_maps: Tensor) -> Tensor:
         """Logits (B, 2, H, W): inside the rim, on the rim.
 
-        image: (B, 3, H, W) float, BGR in [0, 1]. range_maps: (B, 3, H / 2, W / 2) of `range_features`; zeros when unknown.
+        image: (B, 3, H, W) float, BGR in [0, 1]. range_maps: (B, 3, H / 2, W / 2) of `range_features`, zeros when
+        unknown.
         """
         # Centred roughly on exposed concrete.
         pyramid = self.image_encoder((image - 0.45) * 4.0, range_maps)

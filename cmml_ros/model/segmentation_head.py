@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,9 +21,7 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(
-            [nn.Conv2d(coarse, fine, 1) for fine, coarse in zip(channels[:-1], channels[1:], strict=True)]
-        )
+        self.laterals = nn.ModuleList([nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(channels)])
         self.blocks = nn.ModuleList([ConvBlock(fine, fine) for fine in channels[:-1]])
         self.logits = nn.Conv2d(channels[0], 2 * 4, 3, padding=1)
 
