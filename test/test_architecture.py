@@ -1,0 +1,76 @@
+"""The walls of the house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / 'cmml_ros'
+MODULES = sorted(PACKAGE.rglob('*.py'))
+
+# From the ground up. A room imports from floors below its own, never from its own floor or above.
+FLOORS = (
+    {'errors'},
+    {'config', 'geometry', 'bag'},
+    {'frame', 'model', 'measurement', 'simulation'},
+    {'stream', 'inspector', 'mapping'},
+    {'training', 'report'},
+    {'nodes', 'analyze'},
+    {'cli'},
+)
+FLOOR_OF_ROOM = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def find_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'imports are absolute'
+            assert node.module is not None
+            # `from cmml_ros import analyze` imports a room by its name.
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def each_module(*excluded_rooms: str) -> pytest.MarkDecorator:
+    paths = [path for path in MODULES if room_of(path) not in excluded_rooms and path != PACKAGE / '__init__.py']
+    return pytest.mark.parametrize('path', paths, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+@each_module()
+def test_imports_only_from_floors_below(path: Path) -> None:
+    room = room_of(path)
+    for name in find_imports(ast.parse(path.read_text())):
+        package, _, inner = name.partition('.')
+        other = inner.split('.')[0]
+        if package == 'cmml_ros' and other not in {room, 'msg', 'srv'}:
+            assert FLOOR_OF_ROOM[other] < FLOOR_OF_ROOM[room], f'{room} imports {name}'
+
+
+@each_module('nodes')
+def test_ros_stays_in_nodes(path: Path) -> None:
+    for name in find_imports(ast.parse(path.read_text())):
+        parts = name.split('.')
+        assert not parts[0].startswith(('rclpy', 'ament_', 'launch', 'tf2_')), name
+        assert not parts[0].endswith(('_msgs', '_srvs', '_interfaces')), name
+        assert parts[0] != 'cmml_ros' or parts[1] not in {'msg', 'srv'}, name
+
+
+@each_module('model', 'training')
+def test_torch_stays_in_model_and_training(path: Path) -> None:
+    assert not [name for name in find_imports(ast.parse(path.read_text())) if name.split('.')[0] == 'torch']
+
+
+def test_command_line_starts_without_heavy_libraries() -> None:
+    code = 'import sys, cmml_ros.cli; print(*sorted(sys.modules))'
+    modules = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {'torch', 'open3d', 'mitsuba', 'cv2', 'scipy', 'rclpy', 'onnxruntime', 'matplotlib'} & set(modules)
