@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from typing import TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from cmml_ros.config import SettingEntry, flatten_config, list_settings, make_config
+from cmml_ros.config import InspectorConfig, SettingEntry, flatten_config, list_settings, make_config
 
 ConfigT = TypeVar('ConfigT')
 
@@ -47,3 +49,28 @@ def describe_setting(entry: SettingEntry) -> ParameterDescriptor:
         elif entry.type is int:
             descriptor.integer_range = [IntegerRange(from_value=int(about.low), to_value=int(about.high))]
     return descriptor
+
+
+def render_parameter_file(config_type: type) -> str:
+    """A ROS parameter file with every setting at its default, for any node name, each with its documentation."""
+    lines = [
+        '# Parameters of inspection_node. Written from cmml_ros/config.py by `python -m cmml_ros.nodes.parameters`.',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    stage = ''
+    for entry in list_settings(config_type):
+        prefix, _, name = entry.name.rpartition('.')
+        if prefix != stage:
+            stage = prefix
+            lines.append(f'    {prefix}:')
+        about = entry.setting
+        limits = f'; {about.low:g} to {about.high:g}' if math.isfinite(about.low) and math.isfinite(about.high) else ''
+        unit = f' {about.unit}' if about.unit else ''
+        choices = f'; one of: {", ".join(about.choices)}' if about.choices else ''
+        lines.append(f'      {name}: {json.dumps(entry.default)}  # {about.doc}{limits}{unit}{choices}')
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    sys.stdout.write(render_parameter_file(InspectorConfig))
