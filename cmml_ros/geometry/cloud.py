@@ -54,9 +54,8 @@ class ProjectedCloud:
     def __post_init__(self) -> None:
         count = len(self.points_camera)
         if self.points_camera.shape != (count, 3) or self.pixels.shape != (count, 2):
-            raise ShapeError(
-                f'points_camera must be (N, 3) and pixels (N, 2), got {self.points_camera.shape} and {self.pixels.shape}'
-            )
+            shapes = f'{self.points_camera.shape} and {self.pixels.shape}'
+            raise ShapeError(f'points_camera must be (N, 3) and pixels (N, 2), got {shapes}')
         if self.intensity is not None and self.intensity.shape != (count,):
             raise ShapeError(f'intensity must be ({count},), got {self.intensity.shape}')
 

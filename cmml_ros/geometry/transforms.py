@@ -95,7 +95,8 @@ class SE3:
         source = np.asarray(points, dtype=np.float64)
         if source.ndim not in (1, 2) or source.shape[-1] != 3:
             raise ShapeError(f'points must be (3,) or (N, 3), got {source.shape}')
-        return source @ self.rotation.T + self.translation
+        target: Array = source @ self.rotation.T + self.translation
+        return target
 
     def interpolate(self, other: SE3, fraction: float) -> SE3:
         """Between self (0) and other (1): slerp of the rotation, linear in the translation."""

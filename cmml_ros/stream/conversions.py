@@ -1,0 +1,349 @@
+"""ROS messages to arrays, by attribute names only: rclpy and rosbags messages give the same.
+
+Arrays are views of the message's own buffer wherever the layout allows; treat them as read-only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cmml_ros.errors import MessageError, ShapeError
+from cmml_ros.geometry.camera import COEFFICIENT_COUNTS, Camera
+from cmml_ros.geometry.cloud import Cloud
+from cmml_ros.geometry.transforms import SE3
+from cmml_ros.stream.transform_buffer import StampedTransform
+
+# sensor_msgs/PointField datatype
+_POINT_FIELD_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 8: 'f8'}
+_INTENSITY_FIELDS = ('intensity', 'reflectivity', 'i')
+
+_MODEL_NAMES = {
+    '': 'plumb_bob',
+    'plumb_bob': 'plumb_bob',
+    'rational_polynomial': 'rational_polynomial',
+    'equidistant': 'equidistant',
+    'fisheye': 'equidistant',
+}
+
+
+class _Layout(NamedTuple):
+    """How one encoding lies in memory and which OpenCV conversion makes BGR of it."""
+
+    dtype: str
+    channels: int
+    to_bgr: int | None
+    stretched: bool = False  # values have no defined white: the smallest becomes black, the largest white
+
+
+# OpenCV names a Bayer pattern by its second row's second and third pixel, ROS by its first two rows.
+_BAYER = {
+    'rggb': cv2.COLOR_BayerBG2BGR,
+    'bggr': cv2.COLOR_BayerRG2BGR,
+    'gbrg': cv2.COLOR_BayerGR2BGR,
+    'grbg': cv2.COLOR_BayerGB2BGR,
+}
+_LAYOUTS = {
+    'bgr8': _Layout('u1', 3, None),
+    '8UC3': _Layout('u1', 3, None),
+    'rgb8': _Layout('u1', 3, cv2.COLOR_RGB2BGR),
+    'bgra8': _Layout('u1', 4, cv2.COLOR_BGRA2BGR),
+    '8UC4': _Layout('u1', 4, cv2.COLOR_BGRA2BGR),
+    'rgba8': _Layout('u1', 4, cv2.COLOR_RGBA2BGR),
+    'mono8': _Layout('u1', 1, cv2.COLOR_GRAY2BGR),
+    '8UC1': _Layout('u1', 1, cv2.COLOR_GRAY2BGR),
+    'bgr16': _Layout('u2', 3, None),
+    'rgb16': _Layout('u2', 3, cv2.COLOR_RGB2BGR),
+    'bgra16': _Layout('u2', 4, cv2.COLOR_BGRA2BGR),
+    'rgba16': _Layout('u2', 4, cv2.COLOR_RGBA2BGR),
+    'mono16': _Layout('u2', 1, cv2.COLOR_GRAY2BGR),
+    '16UC1': _Layout('u2', 1, cv2.COLOR_GRAY2BGR, stretched=True),
+    '16SC1': _Layout('i2', 1, cv2.COLOR_GRAY2BGR, stretched=True),
+    '32FC1': _Layout('f4', 1, cv2.COLOR_GRAY2BGR, stretched=True),
+    '64FC1': _Layout('f8', 1, cv2.COLOR_GRAY2BGR, stretched=True),
+    'yuv422': _Layout('u1', 2, cv2.COLOR_YUV2BGR_UYVY),
+    'uyvy': _Layout('u1', 2, cv2.COLOR_YUV2BGR_UYVY),
+    'yuv422_yuy2': _Layout('u1', 2, cv2.COLOR_YUV2BGR_YUY2),
+    'yuyv': _Layout('u1', 2, cv2.COLOR_YUV2BGR_YUY2),
+    'nv21': _Layout('u1', 1, cv2.COLOR_YUV2BGR_NV21),
+    **{f'bayer_{pattern}8': _Layout('u1', 1, code) for pattern, code in _BAYER.items()},
+    **{f'bayer_{pattern}16': _Layout('u2', 1, code) for pattern, code in _BAYER.items()},
+}
+
+
+def stamp_to_ns(stamp: Any, topic: str = 'header') -> int:
+    """Nanoseconds of a builtin_interfaces/Time. Raises MessageError for a zero or negative stamp."""
+    stamp_ns = _time_to_ns(stamp)
+    if stamp_ns == 0:
+        raise MessageError(f'{topic}: stamp is zero: the driver does not fill header.stamp')
+    if stamp_ns < 0:
+        raise MessageError(f'{topic}: stamp is negative ({stamp_ns * 1e-9:.3f} s); check the clock of the driver')
+    return stamp_ns
+
+
+def frame_id(header: Any) -> str:
+    """header.frame_id without the leading slash of older drivers."""
+    return str(header.frame_id).lstrip('/')
+
+
+def image_to_bgr(msg: Any, topic: str) -> NDArray[np.uint8]:
+    """The picture of an Image or CompressedImage, (height, width, 3) uint8, BGR.
+
+    16-bit colour, mono and Bayer: 65535 becomes 255 (as cv_bridge does). 16UC1, 16SC1, 32FC1 and 64FC1 do not say
+    what white is: the smallest finite value becomes 0, the largest 255, and what is not finite 0.
+    Raises MessageError that names the topic for an unknown encoding, for data that are too short and for a payload
+    that cannot be decoded.
+    """
+    try:
+        if not hasattr(msg, 'encoding'):
+            return _decode(msg, topic)
+        layout = _LAYOUTS.get(msg.encoding)
+        if layout is None:
+            raise MessageError(f'{topic}: unknown encoding "{msg.encoding}"; known are {", ".join(_LAYOUTS)}')
+        return _convert(_image_pixels(msg, layout, topic), layout)
+    except cv2.error as error:
+        raise MessageError(f'{topic}: OpenCV cannot convert the image: {error.err}') from None
+
+
+def camera_from_info(msg: Any, topic: str) -> Camera:
+    """The camera of a CameraInfo, for the raw image: K and D, and the region of interest and binning applied.
+
+    The pipeline removes the lens distortion itself, so `image` must be the raw picture (image_raw). For a rectified
+    picture the driver must publish a CameraInfo whose K is the rectified one and whose D is empty or zero.
+    Raises MessageError for an uncalibrated camera, an unknown model or coefficients that do not fit it.
+    """
+    intrinsics = np.asarray(msg.k, dtype=np.float64)
+    if intrinsics.size != 9 or not intrinsics.any():
+        raise MessageError(f'{topic}: K is empty: the camera is not calibrated; run camera_calibration')
+    model = _MODEL_NAMES.get(msg.distortion_model)
+    if model is None:
+        known = ', '.join(name for name in _MODEL_NAMES if name)
+        raise MessageError(f'{topic}: unknown distortion_model "{msg.distortion_model}"; known are {known}')
+    coefficients = tuple(float(value) for value in msg.d)
+    distortion = _fit_coefficients(coefficients, model)
+    if distortion is None or (distortion and not msg.distortion_model):
+        raise MessageError(
+            f'{topic}: distortion_model "{msg.distortion_model}" does not go with {len(coefficients)} coefficients in D'
+        )
+    fx, _, cx, _, fy, cy = (float(value) for value in intrinsics.reshape(-1)[:6])
+    try:
+        camera = Camera(int(msg.width), int(msg.height), fx, fy, cx, cy, model, distortion)
+        roi = msg.roi
+        if roi.width and roi.height:
+            if roi.x_offset + roi.width > camera.width or roi.y_offset + roi.height > camera.height:
+                raise MessageError(f'{topic}: roi reaches beyond the image of {camera.width}x{camera.height}')
+            camera = camera.cropped(int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height))
+        return _binned(camera, max(int(msg.binning_x), 1), max(int(msg.binning_y), 1))
+    except ShapeError as error:
+        raise MessageError(f'{topic}: {error}') from None
+
+
+def check_cloud(msg: Any, topic: str) -> None:
+    """Raises MessageError, without touching the points, when `cloud_from_message` would."""
+    _cloud_fields(msg, topic)
+
+
+def cloud_from_message(msg: Any, topic: str) -> Cloud:
+    """The points of a PointCloud2 that are finite and not exactly at the sensor (many drivers' "no return").
+
+    Fields are found by name and read by offset, datatype and byte order, rows by row_step. Intensity is the first
+    scalar field of "intensity", "reflectivity" and "i"; what is not finite in it becomes NaN.
+    Raises MessageError that names the topic and the field.
+    """
+    fields = _cloud_fields(msg, topic)
+    points = np.empty((msg.height * msg.width, 3))
+    for axis, name in enumerate('xyz'):
+        points[:, axis] = fields[name].reshape(-1)
+    kept = np.isfinite(points).all(axis=1) & points.any(axis=1)
+    intensity = None
+    values = next((fields[name] for name in _INTENSITY_FIELDS if name in fields), None)
+    if values is not None:
+        with np.errstate(over='ignore', invalid='ignore'):
+            intensity = values.reshape(-1)[kept].astype(np.float32)
+        intensity[~np.isfinite(intensity)] = np.nan
+    return Cloud(points if kept.all() else points[kept], intensity)
+
+
+def transforms_from_message(msg: Any, topic: str) -> list[StampedTransform]:
+    """The transforms of a TFMessage; stamps may be zero, as static ones often are.
+
+    Raises MessageError that names the edge for numbers that are not finite, a zero quaternion, a frame without a name
+    or a frame that is its own parent.
+    """
+    transforms = []
+    for entry in msg.transforms:
+        parent, child = frame_id(entry.header), str(entry.child_frame_id).lstrip('/')
+        if not parent or not child or parent == child:
+            raise MessageError(f'{topic}: transform from "{parent}" to "{child}" needs two frames')
+        rotation, translation = entry.transform.rotation, entry.transform.translation
+        try:
+            T_parent_child = SE3.from_quaternion(
+                [rotation.x, rotation.y, rotation.z, rotation.w], [translation.x, translation.y, translation.z]
+            )
+        except ShapeError as error:
+            raise MessageError(f'{topic}: {parent} -> {child}: {error}') from None
+        transforms.append(StampedTransform(parent, child, _time_to_ns(entry.header.stamp), T_parent_child))
+    return transforms
+
+
+def _time_to_ns(stamp: Any) -> int:
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def _bytes(data: Any, topic: str) -> NDArray[np.uint8]:
+    """The message's buffer as it lies in memory: array.array (rclpy), numpy (rosbags) or bytes."""
+    try:
+        return np.frombuffer(data, dtype=np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise MessageError(f'{topic}: data is no contiguous buffer of bytes: {error}') from None
+
+
+def _image_pixels(msg: Any, layout: _Layout, topic: str) -> NDArray[Any]:
+    """A view of the pixels, (rows, width, channels), in the message's byte order."""
+    width, height, step = int(msg.width), int(msg.height), int(msg.step)
+    if width == 0 or height == 0:
+        raise MessageError(f'{topic}: the image is empty ({width}x{height})')
+    rows = height
+    if layout.to_bgr == cv2.COLOR_YUV2BGR_NV21:
+        rows = height + height // 2  # the colour plane of half the height follows
+    elif layout.to_bgr in (cv2.COLOR_YUV2BGR_UYVY, cv2.COLOR_YUV2BGR_YUY2) and width % 2:
+        raise MessageError(f'{topic}: {msg.encoding} needs an even width, got {width}')
+    dtype = np.dtype(('>' if msg.is_bigendian else '<') + layout.dtype)
+    pixel_bytes = dtype.itemsize * layout.channels
+    if step < width * pixel_bytes:
+        raise MessageError(
+            f'{topic}: step is {step}, but {width} pixels of {msg.encoding} need {width * pixel_bytes} bytes a row'
+        )
+    data = _bytes(msg.data, topic)
+    needed = step * (rows - 1) + width * pixel_bytes
+    if len(data) < needed:
+        raise MessageError(
+            f'{topic}: {width}x{height} {msg.encoding} with step {step} needs {needed} bytes, got {len(data)}'
+        )
+    strides = (step, pixel_bytes, dtype.itemsize)
+    return np.ndarray((rows, width, layout.channels), dtype, buffer=data, strides=strides)
+
+
+def _convert(pixels: NDArray[Any], layout: _Layout) -> NDArray[np.uint8]:
+    native = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder('='))
+    if layout.stretched:
+        native = _stretch(native)
+    if layout.to_bgr is not None:
+        # OpenCV takes one channel as (rows, width) for some conversions and as (rows, width, 1) for none.
+        native = np.asarray(cv2.cvtColor(native[:, :, 0] if layout.channels == 1 else native, layout.to_bgr))
+    if native.dtype == np.uint16:
+        native = cv2.convertScaleAbs(native, alpha=255.0 / 65535.0)
+    bgr: NDArray[np.uint8] = np.asarray(native, dtype=np.uint8)
+    return bgr
+
+
+def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+    finite = np.isfinite(values)
+    grey = np.zeros(values.shape, dtype=np.uint8)
+    if finite.any():
+        known = values[finite].astype(np.float64)
+        # Halved, so that the span of the largest doubles does not overflow.
+        low, span = known.min() / 2.0, known.max() / 2.0 - known.min() / 2.0
+        if span > 0:
+            grey[finite] = np.rint((known / 2.0 - low) * (1.0 / span) * 255.0).clip(0, 255).astype(np.uint8)
+    return grey
+
+
+def _decode(msg: Any, topic: str) -> NDArray[np.uint8]:
+    """Picture of a CompressedImage; `format` is "jpeg", "png" or "ENCODING; jpeg compressed bgr8" (image_transport)."""
+    raw_encoding, _, compression = msg.format.partition(';')
+    if 'compressedDepth' in msg.format:
+        raise MessageError(f'{topic}: format "{msg.format}" is a depth image; the pipeline needs the picture')
+    data = _bytes(msg.data, topic)
+    if _is_cut_short(data):
+        raise MessageError(f'{topic}: the compressed image ends early after {len(data)} bytes')
+    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    if decoded is None:
+        raise MessageError(f'{topic}: {len(data)} bytes of format "{msg.format}" cannot be decoded as an image')
+    if decoded.dtype not in (np.uint8, np.uint16):
+        decoded = _stretch(decoded)
+    pixels = decoded[:, :, None] if decoded.ndim == 2 else decoded
+    layout = _LAYOUTS.get(raw_encoding.strip())
+    if pixels.shape[2] == 1:
+        if layout is None or layout.channels != 1:
+            layout = _LAYOUTS['mono8']
+    else:
+        swapped = 'compressed rgb' in compression
+        layout = _LAYOUTS[('rgb' if swapped else 'bgr') + ('a8' if pixels.shape[2] == 4 else '8')]
+    return _convert(pixels, layout)
+
+
+def _is_cut_short(data: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG or PNG lacks its end marker: decoders fill the rest with grey, which must not be inspected."""
+    start, end = data[:4].tobytes(), data[len(data) // 2 :].tobytes()  # a thumbnail's end marker lies in the first half
+    if start[:2] == b'\xff\xd8':
+        return b'\xff\xd9' not in end
+    return start == b'\x89PNG' and b'IEND' not in end
+
+
+def _fit_coefficients(coefficients: tuple[float, ...], model: str) -> tuple[float, ...] | None:
+    """The coefficients without zeros at the end that the model does not have, or None when they do not fit."""
+    if not any(coefficients):
+        return ()
+    counts = COEFFICIENT_COUNTS[model]
+    if len(coefficients) > counts[-1] and not any(coefficients[counts[-1] :]):
+        return coefficients[: counts[-1]]
+    return coefficients if len(coefficients) in counts else None
+
+
+def _binned(camera: Camera, x: int, y: int) -> Camera:
+    return replace(
+        camera,
+        width=camera.width // x,
+        height=camera.height // y,
+        fx=camera.fx / x,
+        fy=camera.fy / y,
+        cx=(camera.cx + 0.5) / x - 0.5,
+        cy=(camera.cy + 0.5) / y - 0.5,
+    )
+
+
+def _cloud_fields(msg: Any, topic: str) -> dict[str, NDArray[Any]]:
+    """Views (height, width) of x, y, z and the intensity fields, in the message's byte order."""
+    width, height = int(msg.width), int(msg.height)
+    point_step, row_step = int(msg.point_step), int(msg.row_step)
+    if height == 1:
+        row_step = max(row_step, width * point_step)  # of a single row some drivers leave it zero
+    if row_step < width * point_step:
+        raise MessageError(f'{topic}: row_step is {row_step}, but {width} points of {point_step} bytes are longer')
+    data = _bytes(msg.data, topic)
+    needed = row_step * (height - 1) + width * point_step if width and height else 0
+    if len(data) < needed:
+        raise MessageError(
+            f'{topic}: {height} rows of {width} points of {point_step} bytes need {needed} bytes, got {len(data)}'
+        )
+    names = [field.name for field in msg.fields]
+    order = '>' if msg.is_bigendian else '<'
+    views = {}
+    for field in msg.fields:
+        required = field.name in ('x', 'y', 'z')
+        if not required and (field.name not in _INTENSITY_FIELDS or field.count > 1):
+            continue
+        if names.count(field.name) > 1:
+            raise MessageError(f'{topic}: field "{field.name}" is there twice; check the driver')
+        if field.count > 1:
+            raise MessageError(f'{topic}: field "{field.name}" has {field.count} values a point, expected one')
+        if field.datatype not in _POINT_FIELD_TYPES:
+            raise MessageError(f'{topic}: field "{field.name}" has the unknown datatype {field.datatype}')
+        dtype = np.dtype(order + _POINT_FIELD_TYPES[field.datatype])
+        if field.offset + dtype.itemsize > point_step:
+            raise MessageError(
+                f'{topic}: field "{field.name}" at offset {field.offset} lies outside the point_step of {point_step}'
+            )
+        if needed == 0:
+            views[field.name] = np.empty((height, width), dtype)
+        else:
+            views[field.name] = np.ndarray((height, width), dtype, data, int(field.offset), (row_step, point_step))
+    for name in 'xyz':
+        if name not in views:
+            raise MessageError(f'{topic}: no field "{name}" among {names}; set points_topic or check the driver')
+    return views
