@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _make_parser().parse_args(arguments)
     try:
         options.run(options)
-    except CmmlError as error:
+    except (CmmlError, OSError) as error:
         print(f'cmml: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def _analyze(options: argparse.Namespace) -> None:
     from cmml_ros.config import InspectorConfig, load_config
 
     config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
-    analyze(
+    summary = analyze(
         options.bag,
         options.out,
         config,
@@ -64,6 +64,9 @@ def _analyze(options: argparse.Namespace) -> None:
         camera_info_topic=options.camera_info_topic,
         bag_out=options.bag_out,
     )
+    for note in (*summary.warnings, *summary.errors):
+        print(f'cmml: note: {note}', file=sys.stderr)
+    print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
 
 
 if __name__ == '__main__':

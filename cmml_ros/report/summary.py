@@ -1,0 +1,70 @@
+"""What one analysis did, apart from the airholes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cmml_ros.config import Scalar
+from cmml_ros.mapping.defect_map import MapEntry
+from cmml_ros.measurement.defect import Status
+from cmml_ros.report.tables import format_number
+from cmml_ros.version import read_version
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The facts of one analysis: the same bag, config and model give the same, but for `timings_s`.
+
+    frames: inspected. counts: messages and frames received and lost, by reason. errors: messages and frames that could
+    not be used, by what was wrong. incomplete: inspected frames by why they lack a cloud, a transform or the map.
+    fault: why the bag could not be read to its end; empty when it was. range_noise_m: median over the airholes; NaN
+    when none has points. timings_s: wall time by stage.
+    """
+
+    bag: str
+    topics: dict[str, str]
+    model_id: str
+    config: dict[str, Scalar]
+    frames: int
+    frames_with_cloud: int
+    frames_in_map: int
+    counts: dict[str, int]
+    errors: dict[str, int]
+    incomplete: dict[str, int]
+    airholes: int
+    warnings: tuple[str, ...]
+    fault: str
+    range_noise_m: float
+    timings_s: dict[str, float]
+
+    def document(self, entries: Sequence[MapEntry]) -> dict[str, Any]:
+        """`summary.json`: this and the counts of the airholes, ready for JSON, NaN as null."""
+        facts = dataclasses.asdict(self)
+        range_noise_m = facts.pop('range_noise_m')
+        timings_s = facts.pop('timings_s')
+        return {
+            'package_version': read_version(),
+            **facts,
+            'range_noise_mm': _number(range_noise_m * 1e3),
+            'area_status': count_statuses([entry.measurement.area_status for entry in entries]),
+            'volume_status': count_statuses([entry.measurement.volume_status for entry in entries]),
+            'area_sum_mm2': _number(float(np.nansum([entry.measurement.area_m2 for entry in entries])) * 1e6),
+            'timings_s': timings_s,
+        }
+
+
+def count_statuses(statuses: Sequence[Status]) -> dict[str, int]:
+    """How often each status occurs, all of them named."""
+    counts = Counter(statuses)
+    return {status.name: counts[status] for status in Status}
+
+
+def _number(value: float) -> float | None:
+    text = format_number(value)
+    return float(text) if text else None
