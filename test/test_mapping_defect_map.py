@@ -5,9 +5,9 @@ from math import nan, pi, sqrt
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest import approx
 
 from cmml_ros.config import MapConfig
 from cmml_ros.geometry.transforms import SE3
@@ -61,8 +61,8 @@ def test_the_same_airhole_from_two_places_is_one_entry_in_the_map_frame():
     assert observe(defect_map, make_measurement(0.1), camera_x_m=0.3, stamp_ns=9) == [1]
     (entry,) = defect_map.entries
     assert (entry.observations, entry.first_stamp_ns, entry.last_stamp_ns, entry.frame_id) == (2, 5, 9, 'map')
-    assert entry.measurement.position == approx([0.1, 0.0, 0.5])
-    assert entry.measurement.outline[:, 0].mean() == approx(0.1)
+    assert entry.measurement.position == pytest.approx([0.1, 0.0, 0.5])
+    assert entry.measurement.outline[:, 0].mean() == pytest.approx(0.1)
     assert entry.measurement.point_count == 100
 
 
@@ -103,9 +103,9 @@ def test_fusion_weighs_by_information():
     observe(defect_map, make_measurement(0.1, area_m2=100e-6, area_std_m2=1e-6))
     observe(defect_map, make_measurement(0.1, area_m2=150e-6, area_std_m2=2e-6))
     fused = defect_map.entries[0].measurement
-    assert fused.area_m2 == approx(110e-6)
-    assert fused.area_std_m2 == approx(1.2e-6)  # (1 * 1 + 0.25 * 2) / 1.25: correlated errors do not average out
-    assert fused.equivalent_diameter_m == approx(2 * sqrt(110e-6 / pi))
+    assert fused.area_m2 == pytest.approx(110e-6)
+    assert fused.area_std_m2 == pytest.approx(1.2e-6)  # (1 * 1 + 0.25 * 2) / 1.25: correlated errors do not average out
+    assert fused.equivalent_diameter_m == pytest.approx(2 * sqrt(110e-6 / pi))
 
 
 def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
@@ -116,13 +116,13 @@ def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
     fused = defect_map.entries[0].measurement
     assert fused.volume_status is Status.BELOW_DETECTION_LIMIT
     assert np.isnan(fused.volume_m3)
-    assert fused.volume_upper_bound_m3 == approx(9e-7)
+    assert fused.volume_upper_bound_m3 == pytest.approx(9e-7)
     assert fused.reason == 'too shallow'
     observe(defect_map, make_measurement(0.1, volume_m3=2e-7))
     fused = defect_map.entries[0].measurement
     assert (fused.volume_status, fused.reason) == (Status.MEASURED, '')
-    assert fused.volume_m3 == approx(2e-7)
-    assert fused.volume_upper_bound_m3 == approx(1.2e-7)
+    assert fused.volume_m3 == pytest.approx(2e-7)
+    assert fused.volume_upper_bound_m3 == pytest.approx(1.2e-7)
 
 
 def test_a_view_cut_by_the_border_is_recognised_but_does_not_spoil_the_size():
@@ -135,8 +135,8 @@ def test_a_view_cut_by_the_border_is_recognised_but_does_not_spoil_the_size():
         assert [observe(defect_map, view) for view in views] == [[1], [1]]
         fused = defect_map.entries[0].measurement
         assert fused.area_status is Status.MEASURED
-        assert fused.equivalent_diameter_m == approx(0.020)
-        assert fused.position == approx(whole.position)
+        assert fused.equivalent_diameter_m == pytest.approx(0.020)
+        assert fused.position == pytest.approx(whole.position)
         assert defect_map.entries[0].observations == 2
 
 
@@ -151,7 +151,7 @@ def test_without_a_place_every_view_is_an_entry_of_its_own_in_the_camera_frame()
     untied = DefectMap(MapConfig())
     for expected in ([1], [2]):
         assert untied.add([make_defect(make_measurement(0.1))], None, 0, CAMERA) == expected
-    assert untied.entries[1].measurement.position == approx([0.1, 0.0, 0.5])
+    assert untied.entries[1].measurement.position == pytest.approx([0.1, 0.0, 0.5])
 
 
 def test_clear_starts_again_from_one():
