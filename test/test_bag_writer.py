@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_own_messages_are_known_without_ros(tmp_path: Path):
 
 
 def test_a_bag_left_by_an_exception_is_complete(tmp_path: Path):
-    with pytest.raises(RuntimeError), BagWriter(tmp_path / 'bag') as writer:
+    with contextlib.suppress(RuntimeError), BagWriter(tmp_path / 'bag') as writer:
         writer.add_topic('/text', STRING)
         writer.write('/text', writer.types[STRING](data='kept'), 1)
         raise RuntimeError
