@@ -34,3 +34,7 @@ class ModelError(CmmlError):
 
 class SceneError(CmmlError):
     """A simulated scene cannot be built as described."""
+
+
+class SurfaceError(CmmlError):
+    """The points around an airhole do not define the surface it lies in."""

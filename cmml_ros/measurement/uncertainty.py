@@ -1,0 +1,53 @@
+"""What the deviations of a measurement are made of, and what may be claimed.
+
+Law of propagation of uncertainty: JCGM 100:2008 (GUM), 5.1.2; the terms below are uncorrelated. Decision threshold and
+detection limit: Currie, Anal. Chem. 40 (1968) 586; ISO 11843-2:2000. Derivations are in docs/measurement.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# One-sided 95 % quantile of the normal distribution.
+UPPER_95 = 1.645
+# No close sensor (stereo, structured light, line profiler) is so noisy, and every time-of-flight sensor is noisier.
+TIME_OF_FLIGHT_NOISE_M = 0.003
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Variances of one quantity by origin, in its own unit squared.
+
+    noise: white noise of the readings. shape: what no reading saw. surface: the reference surface, and patches of the
+    real surface that deviate from it. bias: range error common to the readings. boundary: the rim in the image.
+    scale: size of a pixel on the surface.
+    """
+
+    noise: float = 0.0
+    shape: float = 0.0
+    surface: float = 0.0
+    bias: float = 0.0
+    boundary: float = 0.0
+    scale: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Combined standard deviation."""
+        return math.sqrt(self.noise + self.shape + self.surface + self.bias + self.boundary + self.scale)
+
+
+def assume_range_bias(range_noise_m: float, configured_m: float) -> float:
+    """Standard deviation of the range error that all readings of one airhole share, metres.
+
+    It cannot be seen in the data. Time-of-flight sensors have one as large as their noise (by material, incidence and
+    intensity), so one is assumed for noise that only they have; `configured_m` above zero is the user's word instead.
+    """
+    if configured_m > 0.0:
+        return configured_m
+    return range_noise_m if range_noise_m > TIME_OF_FLIGHT_NOISE_M else 0.0
+
+
+def find_undamaged_std(noise_m: float, count: int, surface_std_m: float, bias_m: float) -> float:
+    """Standard deviation of the mean depth that `count` readings of an undamaged patch would show, metres."""
+    return math.sqrt(noise_m**2 / count + surface_std_m**2 + bias_m**2)
