@@ -188,7 +188,7 @@ def make_appearance(
     base, layers, relief = _concrete(rng)
     joints = _joints(wall, layers[0], rng)
     decals = _decals(wall, hole_centres, hole_radii, distractor_density, rng)
-    tints = rng.uniform(0.3, 1.05, (len(hole_centres), 1)) * rng.uniform(0.92, 1.05, (len(hole_centres), 3))
+    tints = rng.uniform(0.2, 0.95, (len(hole_centres), 1)) * rng.uniform(0.92, 1.05, (len(hole_centres), 3))
     return Appearance(base, layers, joints, decals, relief, tints)
 
 
@@ -200,38 +200,33 @@ def _concrete(rng: np.random.Generator) -> tuple[Array, tuple[Layer, ...], tuple
     def gain(amplitude: float, hue: float) -> Array:
         return amplitude * (1 + hue * rng.standard_normal() * np.array([1.0, 0.1, -0.6]))
 
-    grain = _spectral_tile(rng, rng.uniform(0.5, 1.3))
-    cloud = _spectral_tile(rng, rng.uniform(2.2, 3.0))
-    mottle = _spectral_tile(rng, rng.uniform(1.4, 2.0))
-    contrast = rng.uniform(0.5, 1.5)
+    # Pictures of concrete hold about the same contrast in every octave: amplitude falls as 1 / frequency. Per octave it is
+    # 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces.
+    contrast = float(np.clip(rng.lognormal(math.log(0.045), 0.5), 0.012, 0.16))
+    fine = _uneven(_spectral_tile(rng, rng.uniform(0.7, 1.15)), rng)
+    mottle = _uneven(_spectral_tile(rng, rng.uniform(0.9, 1.3)), rng)
+    cloud = _spectral_tile(rng, rng.uniform(1.6, 2.6))
     layers = [
-        Layer(Texture(cloud, repeats=True), _turned(rng, 250.0), gain(contrast * rng.uniform(0.03, 0.14), 0.5)),
-        Layer(Texture(mottle, repeats=True), _turned(rng, 900.0), gain(contrast * rng.uniform(0.02, 0.09), 0.3)),
-        Layer(Texture(grain, repeats=True), _turned(rng, 3000.0), gain(contrast * rng.uniform(0.02, 0.10), 0.1)),
+        Layer(Texture(fine, repeats=True), _turned(rng, 3500.0), gain(contrast * rng.uniform(0.6, 1.2), 0.08)),
+        Layer(Texture(mottle, repeats=True), _turned(rng, 700.0), gain(contrast * rng.uniform(0.3, 1.0), 0.3)),
+        Layer(Texture(cloud, repeats=True), _turned(rng, 250.0), gain(contrast * rng.uniform(0.1, 1.2), 0.6)),
     ]
     if rng.random() < 0.6:  # vertical or horizontal streaks: wood grain of the form, or water
-        streaks = _spectral_tile(rng, 1.5, stretch=rng.uniform(6, 30))
+        streaks = _uneven(_spectral_tile(rng, rng.uniform(0.8, 1.5), stretch=rng.uniform(5, 30)), rng)
         matrix = np.diag([1.0, 1.0]) if rng.random() < 0.75 else np.array([[0.0, 1.0], [1.0, 0.0]])
-        layers.append(
-            Layer(
-                Texture(streaks, repeats=True),
-                matrix * rng.uniform(400, 2000),
-                gain(contrast * rng.uniform(0.01, 0.08), 0.3),
-            )
-        )
-    if rng.random() < 0.7:  # aggregate and pinholes below the size that counts: specks, dark or light
+        strength = gain(contrast * rng.uniform(0.2, 1.3), 0.3)
+        layers.append(Layer(Texture(streaks, repeats=True), matrix * rng.uniform(400, 2000), strength))
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.25, 0.5, 0.25]))):  # aggregate and pinholes too small to count
         specks = _speck_tile(rng, rng.uniform(0.9, 3.5))
-        sign = -1.0 if rng.random() < 0.7 else 1.0
-        layers.append(
-            Layer(Texture(specks, repeats=True), _turned(rng, 2500.0), gain(sign * rng.uniform(0.08, 0.7), 0.1))
-        )
-    return base, tuple(layers), _relief((mottle, grain), rng)
+        strength = gain(rng.choice([-1.0, -1.0, 1.0]) * rng.uniform(0.05, 0.6), 0.1)
+        layers.append(Layer(Texture(specks, repeats=True), _turned(rng, 2500.0), strength))
+    return base, tuple(layers), _relief((mottle, fine), rng)
 
 
 def _relief(heights: tuple[Image, ...], rng: np.random.Generator) -> tuple[tuple[Layer, Layer], ...]:
     """Slopes of bumpy tiles along s and t; they turn with nothing, so that a slope keeps its direction."""
     pairs = []
-    for height, per_m, strength in zip(heights, (900.0, 3000.0), rng.uniform(0.01, 0.09, 2), strict=True):
+    for height, per_m, strength in zip(heights, (700.0, 3500.0), rng.uniform(0.01, 0.09, 2), strict=True):
         along_u = np.roll(height, -1, axis=1) - np.roll(height, 1, axis=1)
         along_v = np.roll(height, -1, axis=0) - np.roll(height, 1, axis=0)
         matrix = np.diag([per_m, per_m])
@@ -287,6 +282,14 @@ def _spectral_tile(rng: np.random.Generator, slope: float, stretch: float = 1.0)
     spectrum = np.fft.rfft2(rng.standard_normal((_TILE, _TILE))) * amplitude
     tile = np.fft.irfft2(spectrum, s=(_TILE, _TILE))
     return (tile / tile.std()).astype(np.float32)
+
+
+def _uneven(tile: Image, rng: np.random.Generator) -> Image:
+    """The tile with a contrast that changes from place to place, and with its bright side flattened, as haze does."""
+    other = _spectral_tile(rng, 1.6)
+    uneven = tile * np.exp(np.float32(rng.uniform(0.1, 0.6)) * other)
+    uneven = -np.expm1(np.float32(-rng.uniform(0.05, 0.35)) * np.clip(uneven, -5, 5))
+    return np.asarray((uneven - uneven.mean()) / uneven.std(), dtype=np.float32)
 
 
 def _speck_tile(rng: np.random.Generator, size: float) -> Image:
@@ -425,7 +428,8 @@ def _run(rng: np.random.Generator, width_m: float | None = None) -> _Drawing:
     columns = cv2.resize(rng.standard_normal((3, max(3, width // 3))).astype(np.float32), (width, height),
                          interpolation=cv2.INTER_CUBIC)
     opacity = _step(0.55 - np.abs(x + wander) + 0.15 * columns, 0.3) * _step(1.02 - np.abs(x), 0.12)
-    opacity *= np.clip((y + 1) / 2, 0, 1) ** rng.uniform(0.4, 1.6) * _step(0.985 - y, 0.03)
+    start = 0.9 - 0.25 * x * x - rng.uniform(0.02, 0.15) * np.abs(columns)
+    opacity *= np.clip((y + 1) / 2, 0, 1) ** rng.uniform(0.4, 1.6) * _step(start - y, rng.uniform(0.02, 0.15))
     opacity *= np.clip(0.8 + 0.3 * columns, 0.1, 1)
     shade = rng.uniform(0.55, 0.92) if rng.random() < 0.7 else rng.uniform(1.08, 1.5)
     return opacity.astype(np.float32), texel_m, shade * rng.uniform(0.97, 1.03, 3), _BLACK
@@ -472,7 +476,7 @@ def _crack(rng: np.random.Generator) -> _Drawing:
             direction = heading + 0.75 * (direction - heading) + rng.normal(0, 0.45)
             step = rng.uniform(2, 9) / supersample * np.array([math.cos(direction), math.sin(direction)]) * supersample
             thickness = max(1, round(thickness_m * rng.uniform(0.3, 1.5) / texel_m * supersample))
-            ends = [tuple(int(round(value * 16)) for value in point) for point in (position, position + step)]
+            ends = [tuple(round(value * 16) for value in point) for point in (position, position + step)]
             shade = int(255 * min(1.0, thickness_m / texel_m * supersample))
             cv2.line(canvas, ends[0], ends[1], max(shade, 90), thickness, cv2.LINE_AA, 4)
             position = position + step

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
 
 from cmml_ros.errors import SceneError
 
@@ -59,16 +59,16 @@ class Cavity:
             return entire, entire
         rim = shapely.Polygon(self.rim)
         shapely.prepare(rim)
-        floor = corners[areas > 0]
+        floor, floor_areas = corners[areas > 0], areas[areas > 0]
         triangles = shapely.polygons(floor[:, :, :2])
         inside = shapely.contains(rim, triangles)
-        heights = _mean_height(floor[:, :, 2], curvature_per_m)
-        visible = float(np.sum(areas[areas > 0][inside] * heights[inside]))
-        for corner, triangle in zip(floor[~inside], triangles[~inside], strict=True):
-            part = shapely.intersection(rim, triangle)
-            for polygon in shapely.get_parts(part):
-                if polygon.geom_type == 'Polygon' and polygon.area > 0:
-                    visible += _clipped_volume(corner, polygon, curvature_per_m)
+        visible = float(np.sum((floor_areas * _mean_height(floor[:, :, 2], curvature_per_m))[inside]))
+        cut = np.flatnonzero(~inside & shapely.intersects(rim, triangles))
+        parts = shapely.intersection(rim, triangles[cut])
+        centroids = shapely.get_coordinates(shapely.centroid(parts))
+        # A linear depth has its mean at the centroid; its variance within one cut triangle does not matter to w^2.
+        depths = _interpolate(floor[cut], centroids)
+        visible += float(np.sum(shapely.area(parts) * (depths - curvature_per_m / 2 * depths**2)))
         return visible, entire
 
     @cached_property
@@ -115,10 +115,9 @@ def make_airhole(shape: Shape, diameter_m: float, depth_ratio: float, rng: np.ra
         flatness = rng.uniform(0.6, 1.0)
         direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 0.45)
         shift = strength * float(radius.min()) * np.array([math.cos(direction), math.sin(direction)])
-    if shape == 'undercut':
-        opening = 2.0 * math.atan(2.0 * depth_ratio) if rng is None else rng.uniform(1.7, 2.35)
-    elif rng is not None:
-        opening = min(opening, rng.uniform(0.9, 1.55))  # pairs stay apart: nothing below reaches beyond the rim
+    if rng is not None:
+        # Below a quarter turn nothing reaches beyond the rim.
+        opening = rng.uniform(1.7, 2.35) if shape == 'undercut' else min(opening, rng.uniform(0.9, 1.55))
     rim = radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     scale = math.sqrt(math.pi * diameter_m**2 / 4 / polygon_area(rim))
     return _shell(rim * scale, shift * scale, depth_ratio * diameter_m, opening, flatness, roughness, rng)
@@ -157,15 +156,21 @@ def _shell(
     height = (np.cos(polar) - math.cos(opening)) / (1 - math.cos(opening))
     height = 1 - (1 - height) ** (1 / flatness) if flatness != 1 else height
     depth = np.repeat(height[:, None] * depth_m, n, axis=1)
+    plan = rim[None] * width[:, None, None] + shift * height[:, None, None]  # (rings, n, 2)
     if roughness and rng is not None:
-        noise = gaussian_filter(rng.standard_normal((count, n)), (1.2, 2.0), mode=('nearest', 'wrap'))
-        noise *= roughness / noise.std()
         # None at the rim, which stays sharp, and none at the lowest vertex, where all angles meet.
-        depth *= 1 + np.clip(noise, -0.5, 0.5) * (4 * height * (1 - height))[:, None]
-    rings = [
-        np.column_stack([rim * width[k] + shift * height[k], depth[k]]) for k in range(count)
-    ]
+        depth *= 1 + roughness * _bumps(plan, rng) * (4 * height * (1 - height))[:, None]
+    rings = [np.column_stack([plan[k], depth[k]]) for k in range(count)]
     return _close(rim, rings, np.array([shift[0], shift[1], depth_m]))
+
+
+def _bumps(plan: Array, rng: np.random.Generator) -> Array:
+    """Smooth noise of about unit deviation, within +-3, at points (..., 2), some ten bumps across."""
+    cells = gaussian_filter(rng.standard_normal((48, 48)), rng.uniform(1.0, 2.5), mode='wrap')
+    place = (plan / np.abs(plan).max() + 1) * 23.5
+    noise = map_coordinates(cells / cells.std(), [place[..., 0], place[..., 1]], order=1)
+    clipped: Array = np.clip(noise, -3, 3)
+    return clipped
 
 
 def _close(rim: Array, rings: list[Array], lowest: Array) -> Cavity:
@@ -238,13 +243,12 @@ def _mean_height(depths: Array, curvature_per_m: float) -> Array:
     return mean
 
 
-def _clipped_volume(corner: Array, polygon: shapely.Polygon, curvature_per_m: float) -> float:
-    """Void above the part of one triangle (3, 3) that lies in a convex polygon."""
-    plane = np.linalg.solve(np.column_stack([corner[:, :2], np.ones(3)]), corner[:, 2])
-    ring = np.asarray(polygon.exterior.coords)[:-1]
-    depths = ring @ plane[:2] + plane[2]
-    fan = np.column_stack([ring, depths])
-    parts = np.stack([np.broadcast_to(fan[0], fan[1:-1].shape), fan[1:-1], fan[2:]], axis=1)
-    first, second = parts[:, 1, :2] - parts[:, 0, :2], parts[:, 2, :2] - parts[:, 0, :2]
-    areas = 0.5 * np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0])
-    return float(np.sum(areas * _mean_height(parts[:, :, 2], curvature_per_m)))
+def _interpolate(corners: Array, points: Array) -> Array:
+    """Depth (f,) of the planes of triangles (f, 3, 3) at developed points (f, 2)."""
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    offset = points - corners[:, 0, :2]
+    double_area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    u = (offset[:, 0] * second[:, 1] - offset[:, 1] * second[:, 0]) / double_area
+    v = (first[:, 0] * offset[:, 1] - first[:, 1] * offset[:, 0]) / double_area
+    depths: Array = corners[:, 0, 2] + u * first[:, 2] + v * second[:, 2]
+    return depths

@@ -18,7 +18,7 @@ Image = NDArray[np.float32]
 class Response:
     """A camera's answer to light.
 
-    level: linear value, 1 is white, to which the median of the picture is exposed. vignetting: light lost in the corners.
+    level: linear value, 1 is white, to which the brighter side of the picture is exposed. vignetting: light lost in the corners.
     defocus_px: radius of the blur disc. motion_px, motion_rad: length and direction of motion blur. glare: share of
     the mean light spread over the picture. shot_noise, read_noise: deviation of white and of black, of white.
     contrast: strength of an S-shaped tone curve. saturation: 1 leaves colours alone. white_balance: BGR gains. sharpening:
@@ -69,7 +69,8 @@ def compose(
     if shading.shape != albedo.shape or shading.ndim != 3 or shading.shape[2] != 3:
         raise ShapeError(f'shading and albedo must both be (H, W, 3), got {shading.shape} and {albedo.shape}')
     light = (shading * albedo).astype(np.float32, copy=False)
-    light *= np.float32(response.level / max(float(np.median(light[::4, ::4, 1])), 1e-6))
+    # Not the median: that may lie beside the wall.
+    light *= np.float32(response.level / max(float(np.percentile(light[::4, ::4, 1], 70)), 1e-6))
     light *= np.array(response.white_balance, dtype=np.float32)
     light = _lens(light, response)
     deviation = np.sqrt(np.float32(response.shot_noise**2) * light + np.float32(response.read_noise**2))

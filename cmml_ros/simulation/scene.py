@@ -24,10 +24,10 @@ WALL = 0
 
 # How often each shape occurs, and its range of depth / diameter.
 _SHAPES: dict[Shape, tuple[float, float, float]] = {
-    'cap': (0.2, 0.1, 0.8),
-    'ellipsoid': (0.2, 0.1, 0.8),
-    'irregular': (0.3, 0.15, 0.8),
-    'undercut': (0.3, 0.4, 1.2),
+    'cap': (0.15, 0.1, 0.8),
+    'ellipsoid': (0.15, 0.1, 0.8),
+    'irregular': (0.3, 0.2, 0.8),
+    'undercut': (0.4, 0.5, 1.3),
 }
 _PAIR_SHARE = 0.06
 _GAP_M = 0.001  # between what belongs to different airholes, touching pairs excepted
@@ -339,10 +339,7 @@ def _axes(polygon: Array) -> tuple[float, float]:
     a = polygon - middle
     b = np.roll(a, -1, axis=0)
     cross = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]
-    # Sum over the triangles (middle, a, b) of the integral of x x^T.
-    moments = sum(
-        c / 24 * (2 * np.outer(p, p) + 2 * np.outer(q, q) + np.outer(p, q) + np.outer(q, p))
-        for c, p, q in zip(cross, a, b, strict=True)
-    )
+    # Over a triangle (middle, a, b) the integral of x x^T is |a x b| / 24 ((a + b)(a + b)^T + a a^T + b b^T).
+    moments = sum(np.einsum('n,ni,nj->ij', cross / 24, x, x) for x in (a + b, a, b))
     small, large = np.linalg.eigvalsh(moments / (0.5 * cross.sum()))
     return 4 * math.sqrt(large), 4 * math.sqrt(small)
