@@ -69,14 +69,14 @@ def write_report(path: Path, summary: Summary, entries: Sequence[MapEntry], pict
 
 
 def format_quantity(value: float, std: float = math.nan, factor: float = 1.0) -> str:
-    """`value` times `factor`, with its deviation to two digits where it is known; a dash for NaN."""
+    """`value` times `factor`, to the second digit of its deviation, or to three digits without one; a dash for NaN."""
     if math.isnan(value):
         return '–'
     value, std = value * factor, std * factor
-    digits = std if std > 0 else abs(value) / 10  # without a deviation: three digits
-    decimals = min(max(1 - math.floor(math.log10(digits)), 0), 6) if digits > 0 else 0
-    text = f'{value:.{decimals}f}'
-    return f'{text} ± {std:.{decimals}f}' if std > 0 else text
+    # Two digits of the deviation, three of the value itself.
+    last_digit = math.floor(math.log10(std)) - 1 if std > 0 else math.floor(math.log10(abs(value) or 1.0)) - 2
+    text = _round(value, last_digit)
+    return f'{text} ± {_round(std, last_digit)}' if std > 0 else text
 
 
 def format_utc(stamp_ns: int) -> str:
@@ -85,6 +85,11 @@ def format_utc(stamp_ns: int) -> str:
         return f'{stamp_ns / 1e9:.3f} s'
     moment = datetime.fromtimestamp(stamp_ns // 10**9, tz=timezone.utc)
     return f'{moment:%Y-%m-%d %H:%M:%S}.{stamp_ns // 10**6 % 1000:03d} UTC'
+
+
+def _round(value: float, last_digit: int) -> str:
+    """To the digit 10**last_digit, thousands set apart by a narrow space."""
+    return f'{round(value, -last_digit):,.{max(-last_digit, 0)}f}'.replace(',', '\N{NARROW NO-BREAK SPACE}')
 
 
 def _largest(values: Sequence[float]) -> float:
