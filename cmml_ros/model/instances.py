@@ -24,7 +24,7 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     blobs, _ = ndimage.label(mask >= config.mask_threshold, structure=np.ones((3, 3)))
     masks: list[InstanceMask] = []
     for index, box in enumerate(ndimage.find_objects(blobs), start=1):
-        window = _grow(box, mask.shape)
+        window = _grow(box[0], mask.shape[0]), _grow(box[1], mask.shape[1])
         owners = _part_touching(blobs[window] == index, rim[window])
         count = int(owners.max())
         owners[(blobs[window] != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
@@ -40,12 +40,8 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     return sorted(masks, key=lambda item: (item.top, item.left))
 
 
-def _grow(box: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    rows, columns = box
-    return (
-        slice(max(rows.start - _MARGIN_PX, 0), min(rows.stop + _MARGIN_PX, shape[0])),
-        slice(max(columns.start - _MARGIN_PX, 0), min(columns.stop + _MARGIN_PX, shape[1])),
-    )
+def _grow(extent: slice, length: int) -> slice:
+    return slice(max(extent.start - _MARGIN_PX, 0), min(extent.stop + _MARGIN_PX, length))
 
 
 def _part_touching(own: NDArray[np.bool_], rim: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -67,11 +67,11 @@ def _residuals_behind_surface(
     inverse = 1.0 / depths_m
     step = max(1, len(u) // _MAX_FIT_POINTS)
     fit_design, fit_inverse = design[::step], inverse[::step]
-    weights = np.ones(len(fit_inverse))
-    coefficients = np.zeros(6)
+    weights: NDArray[np.float64] = np.ones(len(fit_inverse))
+    coefficients: NDArray[np.float64] = np.zeros(6)
     for _ in range(6):
         root = np.sqrt(weights)[:, None]
-        coefficients = np.linalg.lstsq(fit_design * root, fit_inverse * root[:, 0], rcond=None)[0]
+        coefficients = np.asarray(np.linalg.lstsq(fit_design * root, fit_inverse * root[:, 0], rcond=None)[0])
         error = fit_inverse - fit_design @ coefficients
         scale = 4.685 * 1.4826 * float(np.median(np.abs(error))) + 1e-12
         weights = np.square(np.clip(1.0 - np.square(error / scale), 0.0, None))  # Tukey's biweight
@@ -88,9 +88,9 @@ def _residuals_behind_surface(
     medians = np.full(rows * columns, np.nan)
     filled = counts > 0
     medians[filled] = residuals[order][starts[filled] + counts[filled] // 2]
-    medians = medians.reshape(rows, columns)
-    nearest = ndimage.distance_transform_edt(np.isnan(medians), return_distances=False, return_indices=True)
-    smooth = ndimage.median_filter(medians[tuple(nearest)], size=_MEDIAN_CELLS, mode='nearest')
+    grid = medians.reshape(rows, columns)
+    nearest = ndimage.distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
+    smooth = ndimage.median_filter(grid[tuple(nearest)], size=_MEDIAN_CELLS, mode='nearest')
     smooth = ndimage.uniform_filter(smooth, size=3, mode='nearest')
     at = np.stack([pixels[:, 1], pixels[:, 0]]) / _CELL_PX - 0.5
     offset = ndimage.map_coordinates(smooth, at, order=1, mode='nearest')
@@ -110,13 +110,16 @@ def _fill_gaps(
     for level in range(levels, -1, -1):
         level_sums, level_counts = pyramid[level]
         if level < levels:
-            size = (level_sums.shape[1], level_sums.shape[0])
-            values = cv2.resize(values, (2 * values.shape[1], 2 * values.shape[0]))[: size[1], : size[0]]
-            support = cv2.resize(support, (2 * support.shape[1], 2 * support.shape[0]))[: size[1], : size[0]]
+            values, support = (_double(coarse, level_sums.shape) for coarse in (values, support))
         hit = level_counts > 0
-        values = np.where(hit, level_sums / np.maximum(level_counts, 1.0), values)
-        support = np.where(hit, np.float32(0.5**level), support)
-    return np.where(support > 0, values, 0.0).astype(np.float32), support.astype(np.float32)
+        values = np.asarray(np.where(hit, level_sums / np.maximum(level_counts, 1.0), values), np.float32)
+        support = np.asarray(np.where(hit, 0.5**level, support), np.float32)
+    return values, support
+
+
+def _double(coarse: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    fine = cv2.resize(coarse, (2 * coarse.shape[1], 2 * coarse.shape[0]))
+    return np.asarray(fine[: shape[0], : shape[1]], np.float32)
 
 
 def _sum_2x2(grid: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ class Segmenter:
         if config.threads:
             torch.set_num_threads(config.threads)
         network, self.model_id = load_network(find_weights(config.model))
-        self._network = _fuse_normalisation(network).to(self._device, memory_format=torch.channels_last)
+        self._network = _fuse_normalisation(network).to(self._device)
 
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
@@ -82,6 +82,9 @@ def _fuse_normalisation(network: MultitaskNetwork) -> MultitaskNetwork:
     """Batch normalisation folded into the convolutions before it: same values, a third fewer passes over memory."""
     for module in network.modules():
         if isinstance(module, ConvBlock):
-            module[0] = fuse_conv_bn_eval(module[0], module[1])
+            convolution, normalisation = module[0], module[1]
+            assert isinstance(convolution, torch.nn.Conv2d)
+            assert isinstance(normalisation, torch.nn.BatchNorm2d)
+            module[0] = fuse_conv_bn_eval(convolution, normalisation).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             module[1] = torch.nn.Identity()
     return network

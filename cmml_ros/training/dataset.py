@@ -1,0 +1,249 @@
+"""Training crops: path-traced light on simulated holes, over simulated or real concrete, with or without range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cmml_ros.config import setting
+from cmml_ros.errors import ConfigError
+from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
+from cmml_ros.simulation.response import compose, draw_response
+from cmml_ros.training.views import TrainingView, load_view
+
+Floats = NDArray[np.float32]
+
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+# Blobs below this are neither airhole nor background: nobody could tell.
+_IGNORE_BELOW_PX = 5.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How crops are made from views."""
+
+    crop_px: int = setting(256, 'side of a crop', unit='px', low=64, high=2048)
+    context_px: int = setting(
+        64, 'margin around the crop from which the range features are made', unit='px', low=0, high=512
+    )
+    range_drop_share: float = setting(0.4, 'crops without any range', low=0.0, high=1.0)
+    lidar_share: float = setting(0.2, 'crops with range of a time-of-flight LiDAR', low=0.0, high=1.0)
+    real_share: float = setting(0.35, 'crops over a real picture, when there are any', low=0.0, high=1.0)
+    foreign_share: float = setting(0.3, 'crops over the concrete of another view', low=0.0, high=1.0)
+    empty_share: float = setting(0.12, 'crops of concrete without any airhole', low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """One augmented cut of a view, all (h, w[, 3])."""
+
+    shading: Floats
+    albedo: Floats
+    coverage: Floats
+    ids: NDArray[np.int32]
+    depth_m: Floats
+
+
+class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
+    """Crop number i of a run: image, range maps, coverage, rim and weight, a function of (seed, i) alone."""
+
+    def __init__(
+        self, config: DataConfig, views: Sequence[Path], backgrounds: Sequence[Path], seed: int, length: int
+    ) -> None:
+        self._config = config
+        self._views = list(views)
+        self._pictures = [picture for folder in backgrounds for picture in load_pictures(folder)]
+        self._seed = seed
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """image (3, S, S), range maps (3, S / 2, S / 2), coverage, rim and weight (S, S), all float32."""
+        cv2.setNumThreads(1)
+        rng = np.random.default_rng((self._seed, index))
+        config = self._config
+        side = config.crop_px + 2 * config.context_px
+        patch = _cut(self._any_view(rng), side, rng)
+        albedo, shading, coverage, ids, depth_m = patch.albedo, patch.shading, patch.coverage, patch.ids, patch.depth_m
+        chance = rng.random()
+        if self._pictures and chance < config.real_share:
+            albedo = _cut_picture(self._pictures[rng.integers(len(self._pictures))], side, rng)
+        elif chance < config.real_share + config.foreign_share:
+            albedo = _cut(self._any_view(rng), side, rng).albedo
+        if rng.random() < config.empty_share:
+            shading, coverage = np.ones_like(shading), np.zeros_like(coverage)
+            ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
+        else:
+            shading = _deepen(shading, coverage, rng)
+        image = compose(shading, albedo, draw_response(rng), rng)
+
+        range_maps = self._range_maps(depth_m, coverage, rng)
+        inner = slice(config.context_px, side - config.context_px)
+        half = slice(config.context_px // RANGE_STRIDE, (side - config.context_px) // RANGE_STRIDE)
+        rim = rim_of(ids)
+        weight = np.where(_small_blobs(ids), 0.0, 1.0).astype(np.float32)
+        return (
+            torch.from_numpy(image[inner, inner].astype(np.float32).transpose(2, 0, 1) / 255.0),
+            torch.from_numpy(np.ascontiguousarray(range_maps[:, half, half])),
+            torch.from_numpy(np.ascontiguousarray(coverage[inner, inner])),
+            torch.from_numpy(np.ascontiguousarray(rim[inner, inner])),
+            torch.from_numpy(np.ascontiguousarray(weight[inner, inner])),
+        )
+
+    def _any_view(self, rng: np.random.Generator) -> TrainingView:
+        return load_view(self._views[rng.integers(len(self._views))])
+
+    def _range_maps(self, depth_m: Floats, coverage: Floats, rng: np.random.Generator) -> Floats:
+        height, width = depth_m.shape
+        chance = rng.random()
+        if chance < self._config.range_drop_share:
+            return np.zeros((RANGE_CHANNELS, height // RANGE_STRIDE, width // RANGE_STRIDE), np.float32)
+        if chance < self._config.range_drop_share + self._config.lidar_share:
+            pixels, depths_m = _lidar_returns(depth_m, rng)
+        else:
+            pixels, depths_m = _depth_camera_returns(depth_m, coverage, rng)
+        return range_features(pixels, depths_m, height, width)
+
+
+def load_pictures(folder: Path) -> list[NDArray[np.uint8]]:
+    """Every picture in `folder`, BGR.
+
+    Raises ConfigError when there is none or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f'{folder}: no such folder of background pictures')
+    pictures = []
+    for path in sorted(item for item in folder.rglob('*') if item.suffix.lower() in PICTURE_SUFFIXES):
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ConfigError(f'{path}: cannot be read as a picture; remove or replace it')
+        pictures.append(np.asarray(picture, np.uint8))
+    if not pictures:
+        raise ConfigError(f'{folder}: no pictures ({", ".join(PICTURE_SUFFIXES)}) in it')
+    return pictures
+
+
+def rim_of(ids: NDArray[np.int32]) -> Floats:
+    """1 on pixels whose 3x3 neighbourhood holds two different ids, else 0: what parts airholes that touch."""
+    return np.asarray(ndimage.maximum_filter(ids, 3) != ndimage.minimum_filter(ids, 3), np.float32)
+
+
+def _small_blobs(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    areas = np.bincount(ids.ravel())
+    small = areas < _IGNORE_BELOW_PX
+    small[0] = False
+    return np.asarray(ndimage.binary_dilation(small[ids], iterations=2))
+
+
+def _cut(view: TrainingView, side: int, rng: np.random.Generator) -> _Patch:
+    """A random square of the view, of random scale, mirrored and turned."""
+    height, width = view.coverage.shape
+    scale = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
+    source = min(round(side / scale), height, width)
+    top, left = rng.integers(height - source + 1), rng.integers(width - source + 1)
+    window = (slice(top, top + source), slice(left, left + source))
+    turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
+
+    def fit(array: NDArray[np.generic], interpolation: int) -> NDArray[np.generic]:
+        resized = cv2.resize(np.ascontiguousarray(array[window]), (side, side), interpolation=interpolation)
+        turned = np.rot90(resized, turns)
+        return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
+    smooth = cv2.INTER_AREA if source > side else cv2.INTER_LINEAR
+    return _Patch(
+        shading=fit(view.shading.astype(np.float32), smooth).astype(np.float32),
+        albedo=fit(view.albedo.astype(np.float32), smooth).astype(np.float32),
+        coverage=np.clip(fit(view.coverage.astype(np.float32), smooth).astype(np.float32), 0.0, 1.0),
+        ids=fit(view.ids.astype(np.float32), cv2.INTER_NEAREST).astype(np.int32),
+        depth_m=fit(view.depth_m, cv2.INTER_NEAREST).astype(np.float32),
+    )
+
+
+def _cut_picture(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Floats:
+    """A random square of a real picture as linear reflectance, (side, side, 3)."""
+    height, width = picture.shape[:2]
+    scale = float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
+    source = min(round(side / scale), height, width)
+    top, left = rng.integers(height - source + 1), rng.integers(width - source + 1)
+    resized = cv2.resize(picture[top : top + source, left : left + source], (side, side), interpolation=cv2.INTER_AREA)
+    turned = np.rot90(resized, int(rng.integers(4)))
+    if rng.random() < 0.5:
+        turned = turned[:, ::-1]
+    linear = (turned.astype(np.float32) / 255.0) ** 2.2
+    # Pictures come under- and over-exposed: bring each to the reflectance of concrete on average.
+    level = float(np.exp(rng.normal(np.log(0.35), 0.35)))
+    return np.asarray(np.clip(linear * (level / max(float(np.median(linear)), 1e-3)), 0.0, 1.0), np.float32)
+
+
+def _deepen(shading: Floats, coverage: Floats, rng: np.random.Generator) -> Floats:
+    """Holes made darker or lighter inside: dirt, moisture and exposure reach them less or more than a clean wall."""
+    power = float(np.exp(rng.normal(0.15, 0.35)))
+    inside = cv2.blur(coverage, (3, 3))[..., None]
+    return np.asarray(shading * (1.0 - inside) + inside * np.clip(shading, 1e-3, None) ** power, np.float32)
+
+
+def _flat_depth(depth_m: Floats) -> Floats:
+    """The intact wall: inverse depth of a plane through the picture's corners and middle."""
+    rows, columns = np.mgrid[0 : depth_m.shape[0], 0 : depth_m.shape[1]].astype(np.float32)
+    step = 16
+    design = np.stack([np.ones_like(rows), rows, columns], axis=-1)
+    inverse = 1.0 / depth_m[::step, ::step].ravel()
+    sampled = design[::step, ::step].reshape(-1, 3)
+    nearest = inverse > np.quantile(inverse, 0.3)
+    coefficients = np.linalg.lstsq(sampled[nearest], inverse[nearest], rcond=None)[0]
+    return np.asarray(1.0 / (design @ coefficients), np.float32)
+
+
+def _depth_camera_returns(
+    depth_m: Floats, coverage: Floats, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixels and noisy depths as of a stereo or structured-light camera, with its faults."""
+    height, width = depth_m.shape
+    spacing = float(np.exp(rng.uniform(np.log(1.2), np.log(6.0))))
+    rows = np.arange(rng.random() * spacing, height - 1, spacing)
+    columns = np.arange(rng.random() * spacing, width - 1, spacing)
+    v, u = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing='ij'))
+    at_row, at_column = np.rint(v).astype(np.intp), np.rint(u).astype(np.intp)
+    depths = depth_m[at_row, at_column].astype(np.float64)
+
+    noise_m = float(np.exp(rng.uniform(np.log(4e-5), np.log(1.5e-3))))
+    depths += rng.normal(0.0, noise_m, depths.shape)
+    if rng.random() < 0.4:  # texture of the surface and correlated matching errors
+        bumps = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), rng.uniform(1.5, 5.0))
+        bumps_m = float(np.exp(rng.uniform(np.log(1e-4), np.log(1.2e-3)))) / max(float(bumps.std()), 1e-9)
+        depths += bumps_m * bumps[at_row, at_column]
+    keep = rng.random(depths.shape) > rng.uniform(0.0, 0.2)
+    if rng.random() < 0.5:  # shadows of the baseline at steep walls
+        step_m = np.abs(ndimage.sobel(depth_m, axis=1)) / 8.0
+        keep &= step_m[at_row, at_column] < rng.uniform(0.0005, 0.003)
+    if rng.random() < 0.3:  # nothing to match in the dark
+        gaps = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), 6.0)
+        keep &= ~((gaps > 0.0) & (coverage > 0.5))[at_row, at_column]
+    shift = rng.normal(0.0, 0.7, 2)  # what is left of the calibration
+    pixels = np.stack([u, v], axis=1) + shift
+    inside = (pixels >= 0).all(axis=1) & (pixels[:, 0] <= width - 1) & (pixels[:, 1] <= height - 1) & keep
+    return pixels[inside], depths[inside]
+
+
+def _lidar_returns(depth_m: Floats, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixels and depths as of a time-of-flight LiDAR: sparse lines, centimetres of noise."""
+    height, width = depth_m.shape
+    rows = np.arange(rng.uniform(0.0, 20.0), height - 1, rng.uniform(3.0, 25.0))
+    columns = np.arange(rng.uniform(0.0, 5.0), width - 1, rng.uniform(1.5, 8.0))
+    v, u = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing='ij'))
+    v = np.clip(v + rng.normal(0.0, 1.0) + rng.normal(0.0, 0.3, v.shape), 0, height - 1)
+    depths = depth_m[np.rint(v).astype(np.intp), np.rint(u).astype(np.intp)].astype(np.float64)
+    depths += rng.normal(0.0, rng.uniform(0.004, 0.03), depths.shape) + rng.normal(0.0, 0.005)
+    keep = rng.random(depths.shape) > rng.uniform(0.0, 0.3)
+    return np.stack([u, v], axis=1)[keep], np.maximum(depths, 0.05)[keep]

@@ -1,0 +1,168 @@
+"""`cmml train`: a network from simulated scenes, resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from cmml_ros.config import flatten_config, load_config, setting
+from cmml_ros.errors import ModelError
+from cmml_ros.model.checkpoint import save_weights
+from cmml_ros.model.network import SIZE_CHANNELS, MultitaskNetwork
+from cmml_ros.training.dataset import CropDataset, DataConfig
+from cmml_ros.training.losses import segmentation_loss
+from cmml_ros.training.views import ViewConfig, prepare_views
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run."""
+
+    views: ViewConfig = field(default_factory=ViewConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    size: str = setting('small', 'size of the network', choices=tuple(SIZE_CHANNELS))
+    seed: int = setting(1, 'seed of weights, views and crops', low=0, high=2**31 - 1)
+    steps: int = setting(20000, 'optimiser steps', low=1, high=10**8)
+    batch_size: int = setting(8, 'crops a step', low=1, high=4096)
+    learning_rate: float = setting(2e-3, 'peak of the one-cycle schedule', low=1e-7, high=1.0)
+    weight_decay: float = setting(1e-2, 'AdamW weight decay', low=0.0, high=1.0)
+    average_decay: float = setting(0.998, 'decay of the averaged weights that are shipped', low=0.0, high=0.99999)
+    workers: int = setting(2, 'processes that make crops', low=0, high=256)
+    checkpoint_every_s: float = setting(120.0, 'a resumable checkpoint this often', unit='s', low=1.0, high=86400.0)
+
+
+class _Run:
+    """What a checkpoint holds."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.step = 0
+        self.network = MultitaskNetwork(config.size).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.network,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average_decay),  # type: ignore[no-untyped-call]
+            use_buffers=True,
+        )
+
+    def advance(self, batch: Sequence[Tensor]) -> float:
+        """One optimiser step; the loss before it."""
+        for group in self.optimizer.param_groups:
+            group['lr'] = _learning_rate(self.config, self.step)
+        image, range_maps, coverage, rim, weight = batch
+        loss = segmentation_loss(self.network(image, range_maps), coverage, rim, weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ModelError(f'loss is not finite at step {self.step}; lower learning_rate')
+        self.step += 1
+        return value
+
+    def save(self, path: Path) -> None:
+        state = {
+            'config': flatten_config(self.config),
+            'step': self.step,
+            'network': self.network.state_dict(),
+            'average': self.average.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+        }
+        # Written beside and renamed: a run killed while it saves keeps the checkpoint before.
+        beside = path.with_suffix('.new')
+        torch.save(state, beside)
+        os.replace(beside, path)
+
+    def resume(self, path: Path, device: torch.device) -> None:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        free = {'workers', 'checkpoint_every_s'}
+        mine = flatten_config(self.config)
+        changed = [name for name, value in mine.items() if name not in free and state['config'].get(name) != value]
+        if changed:
+            raise ModelError(
+                f'{path}: made with other settings ({", ".join(changed)}); give another --out or remove the file'
+            )
+        self.network.load_state_dict(state['network'])
+        self.average.load_state_dict(state['average'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step = int(state['step'])
+
+    def export(self, path: Path) -> None:
+        """The averaged weights, as they are shipped."""
+        averaged = self.average.module
+        assert isinstance(averaged, MultitaskNetwork)
+        settings = {name: str(value) for name, value in flatten_config(self.config).items()}
+        save_weights(averaged, path, {'steps_done': str(self.step), **settings})
+
+
+def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = ()) -> Path:
+    """Train as `config_path` says and return the weights, `out/weights.safetensors`.
+
+    A run that was stopped goes on from `out/checkpoint.pt`. backgrounds: folders of pictures of concrete without
+    airholes. Every crop depends on the seed and its number alone, so that a run that was killed and resumed sees the
+    data that it would have seen.
+    Raises ModelError when the checkpoint belongs to another configuration.
+    """
+    config = load_config(TrainConfig, config_path)
+    out.mkdir(parents=True, exist_ok=True)
+    views = prepare_views(config.views, out / 'views', config.seed)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    run = _Run(config, device)
+    checkpoint, weights = out / 'checkpoint.pt', out / 'weights.safetensors'
+    if checkpoint.exists():
+        run.resume(checkpoint, device)
+        log.info('going on from step %d', run.step)
+
+    dataset = CropDataset(config.data, views, backgrounds, config.seed, config.steps * config.batch_size)
+    remaining = Subset(dataset, range(run.step * config.batch_size, len(dataset)))
+    loader = DataLoader(remaining, config.batch_size, num_workers=config.workers)
+    run.network.train()
+    saved_at = time.monotonic()
+    loss = math.nan
+    with (
+        (out / 'losses.jsonl').open('a', encoding='utf-8') as journal,
+        tqdm(total=config.steps, initial=run.step, unit='step', dynamic_ncols=True) as bar,
+    ):
+        for batch in loader:
+            value = run.advance([tensor.to(device) for tensor in batch])
+            loss = value if math.isnan(loss) else 0.99 * loss + 0.01 * value
+            bar.update()
+            bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+            if run.step % 100 == 0:
+                journal.write(json.dumps({'step': run.step, 'loss': loss}) + '\n')
+                journal.flush()
+            if time.monotonic() - saved_at >= config.checkpoint_every_s:
+                run.save(checkpoint)
+                run.export(weights)
+                saved_at = time.monotonic()
+    run.save(checkpoint)
+    run.export(weights)
+    return weights
+
+
+def _learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up over 3 % of the steps, then half a cosine down to 1 % of the peak."""
+    warm = max(1, round(0.03 * config.steps))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    progress = (step - warm) / max(1, config.steps - warm)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
