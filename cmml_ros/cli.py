@@ -30,6 +30,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     _add_analyze(commands)
+    _add_train(commands)
     return parser
 
 
@@ -67,6 +68,36 @@ def _analyze(options: argparse.Namespace) -> None:
     for note in (*summary.warnings, *summary.errors):
         print(f'cmml: note: {note}', file=sys.stderr)
     print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'train',
+        help='a network from simulated scenes',
+        description='Render path-traced walls, train on them, and write weights.safetensors. Stopped or killed, the same '
+        'command goes on from the last checkpoint.',
+    )
+    parser.add_argument(
+        '--config', type=Path, required=True, metavar='FILE', help='settings, like config/train_small.yaml'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder of views, checkpoint and weights'
+    )
+    parser.add_argument(
+        '--backgrounds',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='DIR',
+        help='folders of pictures of concrete without airholes, to put under simulated ones',
+    )
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from cmml_ros.training.train import train
+
+    print(train(options.config, options.out, options.backgrounds))
 
 
 if __name__ == '__main__':
