@@ -1,0 +1,370 @@
+"""A bag in, results out: the real pipeline, with a threshold in place of the network so that results are known."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cmml_ros.analyze import analyze
+from cmml_ros.bag.reader import BagReader
+from cmml_ros.bag.writer import BagWriter
+from cmml_ros.cli import main
+from cmml_ros.config import InspectorConfig
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.report.tables import DEFECT_COLUMNS
+
+# A camera 0.5 m in front of a wall, 1 pixel = 0.5 mm, moving 10 mm along x from frame to frame.
+WIDTH, HEIGHT, FOCAL_PX, DISTANCE_M = 320, 240, 1000.0, 0.5
+STEP_M = 0.010
+STAMPS_NS = [1_750_000_000_000_000_000 + index * 200_000_000 for index in range(5)]
+# Centre x, y and radius in the map, metres; depth is that of a cylinder.
+HOLES = ((-0.010, -0.020, 0.008), (0.025, 0.010, 0.005))
+DEPTH_M = 0.004
+
+
+class ThresholdSegmenter:
+    model_id = 'threshold'
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def segment(self, image: NDArray[np.uint8], *_: object) -> list[InstanceMask]:
+        _, labels, boxes, _ = cv2.connectedComponentsWithStats((image[:, :, 0] < 90).astype(np.uint8))
+        masks = []
+        for label, (left, top, width, height, _) in enumerate(boxes[1:].tolist(), start=1):
+            coverage = (labels[top : top + height, left : left + width] == label).astype(np.float32)
+            border = left == 0 or top == 0 or left + width == WIDTH or top + height == HEIGHT
+            masks.append(InstanceMask(coverage, left, top, 0.9, border))
+        return masks
+
+
+@pytest.fixture(autouse=True)
+def known_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+
+
+@dataclasses.dataclass
+class Recording:
+    """What goes into the bag; tests change what they are about."""
+
+    frames: int = len(STAMPS_NS)
+    encoding: str = 'bgr8'
+    cloud_fields: tuple[str, ...] = ('x', 'y', 'z')
+    info_width: int = WIDTH
+    with_camera_info: bool = True
+    with_extrinsic: bool = True
+    with_map: bool = True
+    noise_m: float = 0.0001
+
+
+MakeBag = Callable[..., Path]
+
+
+@pytest.fixture
+def make_bag(tmp_path: Path) -> MakeBag:
+    def make(**changes: Any) -> Path:
+        write_bag(tmp_path / 'wall', Recording(**changes))
+        return tmp_path / 'wall'
+
+    return make
+
+
+def write_bag(path: Path, recording: Recording) -> None:
+    with BagWriter(path) as writer:
+        types = writer.types
+        writer.add_topic('/tf_static', 'tf2_msgs/msg/TFMessage', latched=True)
+        writer.add_topic('/tf', 'tf2_msgs/msg/TFMessage')
+        writer.add_topic('/camera/image', 'sensor_msgs/msg/Image')
+        writer.add_topic('/points', 'sensor_msgs/msg/PointCloud2')
+        if recording.with_camera_info:
+            writer.add_topic('/camera/camera_info', 'sensor_msgs/msg/CameraInfo')
+
+        def header(stamp_ns: int, frame_id: str) -> Any:
+            stamp = types['builtin_interfaces/msg/Time'](stamp_ns // 10**9, stamp_ns % 10**9)
+            return types['std_msgs/msg/Header'](stamp, frame_id)
+
+        def transform(stamp_ns: int, parent: str, child: str, x_m: float) -> Any:
+            rotation = types['geometry_msgs/msg/Quaternion'](0.0, 0.0, 0.0, 1.0)
+            translation = types['geometry_msgs/msg/Vector3'](x_m, 0.0, 0.0)
+            pose = types['geometry_msgs/msg/Transform'](translation, rotation)
+            stamped = types['geometry_msgs/msg/TransformStamped'](header(stamp_ns, parent), child, pose)
+            return types['tf2_msgs/msg/TFMessage']([stamped])
+
+        generator = np.random.default_rng(1)
+        if recording.with_extrinsic:
+            writer.write('/tf_static', transform(STAMPS_NS[0], 'camera', 'lidar', 0.0), STAMPS_NS[0])
+        for index, stamp_ns in enumerate(STAMPS_NS[: recording.frames]):
+            camera_x_m = STEP_M * index
+            if recording.with_map:
+                writer.write('/tf', transform(stamp_ns, 'map', 'camera', camera_x_m), stamp_ns)
+            if recording.with_camera_info:
+                info = types['sensor_msgs/msg/CameraInfo'](
+                    header=header(stamp_ns, 'camera'),
+                    height=HEIGHT,
+                    width=recording.info_width,
+                    distortion_model='plumb_bob',
+                    d=np.zeros(5),
+                    k=np.array([FOCAL_PX, 0, WIDTH / 2, 0, FOCAL_PX, HEIGHT / 2, 0, 0, 1]),
+                    r=np.eye(3).ravel(),
+                    p=np.zeros(12),
+                    binning_x=0,
+                    binning_y=0,
+                    roi=types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False),
+                )
+                writer.write('/camera/camera_info', info, stamp_ns)
+            image = draw_wall(camera_x_m)
+            writer.write(
+                '/camera/image',
+                types['sensor_msgs/msg/Image'](
+                    header(stamp_ns, 'camera'), HEIGHT, WIDTH, recording.encoding, 0, 3 * WIDTH, image.ravel()
+                ),
+                stamp_ns + 1000,
+            )
+            points = scan_wall(camera_x_m, recording.noise_m, generator).astype('<f4')
+            fields = [
+                types['sensor_msgs/msg/PointField'](name, 4 * offset, 7, 1)
+                for offset, name in enumerate(recording.cloud_fields)
+            ]
+            cloud = types['sensor_msgs/msg/PointCloud2'](
+                header(stamp_ns, 'lidar'), 1, len(points), fields, False, 12, 12 * len(points),
+                points.view(np.uint8).ravel(), True,
+            )  # fmt: skip
+            writer.write('/points', cloud, stamp_ns + 2000)
+
+
+def draw_wall(camera_x_m: float) -> NDArray[np.uint8]:
+    image = np.full((HEIGHT, WIDTH, 3), 160, np.uint8)
+    for x_m, y_m, radius_m in HOLES:
+        center = FOCAL_PX / DISTANCE_M * np.array([x_m - camera_x_m, y_m]) + (WIDTH / 2, HEIGHT / 2)
+        cv2.circle(image, np.round(center).astype(int), round(radius_m * FOCAL_PX / DISTANCE_M), (20, 20, 20), -1)
+    return image
+
+
+def scan_wall(camera_x_m: float, noise_m: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    grid = np.stack(np.meshgrid(np.arange(-0.075, 0.075, 0.0006), np.arange(-0.055, 0.055, 0.0006)), axis=-1)
+    points = np.column_stack([grid.reshape(-1, 2), np.full(grid[..., 0].size, DISTANCE_M)])
+    for x_m, y_m, radius_m in HOLES:
+        inside = np.hypot(points[:, 0] + camera_x_m - x_m, points[:, 1] - y_m) < radius_m
+        points[inside, 2] += DEPTH_M
+    points[:, 2] += generator.normal(0.0, noise_m, len(points))
+    return points
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_airhole_is_one_row_with_its_place_and_size(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(), tmp_path / 'out', InspectorConfig())
+    rows = read_table(tmp_path / 'out' / 'defects.csv')
+    assert tuple(rows[0]) == DEFECT_COLUMNS
+    assert len(rows) == 2
+    for row, (x_m, y_m, radius_m) in zip(rows, HOLES, strict=True):
+        assert row['frame_id'] == 'map'
+        assert [float(row[name]) for name in ('x_m', 'y_m', 'z_m')] == pytest.approx([x_m, y_m, DISTANCE_M], abs=5e-4)
+        assert [float(row[name]) for name in ('nx', 'ny', 'nz')] == pytest.approx([0, 0, -1], abs=0.01)
+        area_mm2 = math.pi * radius_m**2 * 1e6
+        assert float(row['area_mm2']) == pytest.approx(area_mm2, rel=0.10)  # a drawn disc of 10 pixels is that coarse
+        assert float(row['volume_mm3']) == pytest.approx(area_mm2 * DEPTH_M * 1e3, rel=0.15)
+        assert row['volume_status'] == 'MEASURED'
+        assert row['observations'] == '5'
+        assert (int(row['first_stamp_ns']), int(row['last_stamp_ns'])) == (STAMPS_NS[0], STAMPS_NS[-1])
+    assert (summary.frames, summary.frames_in_map, summary.frames_with_cloud, summary.airholes) == (5, 5, 5, 2)
+    assert summary.range_noise_m == pytest.approx(0.0001, rel=0.3)
+    assert (summary.errors, summary.incomplete, summary.warnings, summary.fault) == ({}, {}, (), '')
+
+
+def test_all_files_agree(make_bag: MakeBag, tmp_path: Path):
+    out = tmp_path / 'out'
+    analyze(make_bag(), out, InspectorConfig(), bag_out=tmp_path / 'results')
+    defects, observations, frames = (read_table(out / f'{name}.csv') for name in ('defects', 'observations', 'frames'))
+    assert [int(row['stamp_ns']) for row in frames] == STAMPS_NS
+    assert [row['defect_count'] for row in frames] == ['2'] * 5
+    assert [row['in_map'] for row in frames] == ['1'] * 5
+    assert len(observations) == 10
+    # The second frame was taken 10 mm further along x, so the camera sees the same airhole 10 mm further back.
+    seen = [row for row in observations if row['defect_id'] == '1']
+    assert float(seen[0]['x_m']) - float(seen[1]['x_m']) == pytest.approx(STEP_M, abs=5e-4)
+    assert seen[0]['frame_id'] == 'camera'
+
+    collection = json.loads((out / 'defects.geojson').read_text())
+    assert collection['type'] == 'FeatureCollection'
+    assert 'metres' in collection['coordinate_reference']
+    for feature, row in zip(collection['features'], defects, strict=True):
+        assert feature['type'] == 'Feature'
+        assert feature['properties']['area_mm2'] == float(row['area_mm2'])
+        (ring,) = feature['geometry']['coordinates']
+        assert len(ring) >= 4
+        assert ring[0] == ring[-1]
+        x, y = np.array(ring)[:, :2].T
+        area_m2 = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+        assert area_m2 == pytest.approx(float(row['area_mm2']) * 1e-6, rel=0.15)
+
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['topics'] == {'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'}
+    assert summary['airholes'] == 2
+    assert summary['volume_status']['MEASURED'] == 2
+    assert summary['config']['sync.tolerance_s'] == 0.05
+    assert summary['model_id'] == 'threshold'
+
+    assert sorted(path.stem for path in (out / 'overlays').iterdir()) == [str(stamp) for stamp in STAMPS_NS]
+    report = (out / 'report.html').read_text()
+    assert report.count('<img src="data:image/jpeg;base64,') == 5
+    assert 'http' not in report  # nothing is loaded from elsewhere
+
+    with BagReader(tmp_path / 'results') as reader:
+        arrays = [message for _, message, _ in reader.messages(['/inspection_node/defects'])]
+        (on_map,) = [message for _, message, _ in reader.messages(['/inspection_node/map'])]
+    assert [array.header.stamp.sec * 10**9 + array.header.stamp.nanosec for array in arrays] == STAMPS_NS
+    recorded = [f'{defect.area * 1e6:.9g}' for array in arrays for defect in array.defects]
+    assert recorded == [row['area_mm2'] for row in observations]
+    assert [defect.id for defect in on_map.defects] == [1, 2]
+    assert [defect.observation_count for defect in on_map.defects] == [5, 5]
+
+
+def test_a_second_run_gives_the_same_bytes(make_bag: MakeBag, tmp_path: Path):
+    bag = make_bag()
+    for name in ('one', 'two'):
+        analyze(bag, tmp_path / name, InspectorConfig())
+    for name in ('defects.csv', 'defects.geojson', 'frames.csv', 'observations.csv', 'report.html'):
+        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
+    one, two = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('one', 'two'))
+    del one['timings_s'], two['timings_s']
+    assert one == two
+
+
+def test_without_a_map_every_sighting_is_a_row_in_the_camera_frame(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(with_map=False), tmp_path / 'out', InspectorConfig())
+    rows = read_table(tmp_path / 'out' / 'defects.csv')
+    assert [int(row['defect_id']) for row in rows] == list(range(1, 11))
+    assert {row['frame_id'] for row in rows} == {'camera'}
+    assert {row['volume_status'] for row in rows} == {'MEASURED'}
+    assert summary.frames_in_map == 0
+    assert 'map' in next(iter(summary.incomplete))
+
+
+def test_a_missing_extrinsic_leaves_sizes_unknown_and_is_named(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(with_extrinsic=False), tmp_path / 'out', InspectorConfig())
+    rows = read_table(tmp_path / 'out' / 'defects.csv')
+    assert len(rows) == 10
+    assert {(row['area_mm2'], row['volume_mm3'], row['volume_status']) for row in rows} == {('', '', 'NO_TRANSFORM')}
+    ((reason, count),) = summary.incomplete.items()
+    assert 'lidar' in reason
+    assert count == 5
+    assert reason in (tmp_path / 'out' / 'report.html').read_text().replace('&#34;', '"')
+
+
+def test_pictures_of_an_earlier_run_do_not_stay(make_bag: MakeBag, tmp_path: Path):
+    overlays = tmp_path / 'out' / 'overlays'
+    overlays.mkdir(parents=True)
+    (overlays / '1.jpg').write_bytes(b'')
+    (overlays / 'mine.jpg').write_bytes(b'')
+    analyze(make_bag(frames=1), tmp_path / 'out', InspectorConfig())
+    assert sorted(path.stem for path in overlays.iterdir()) == [str(STAMPS_NS[0]), 'mine']
+
+
+def test_the_command_line_does_the_same(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = tmp_path / 'settings.yaml'
+    settings.write_text('sync.tolerance_s: 0.01\n')
+    arguments = ['analyze', str(make_bag()), '--out', str(tmp_path / 'out'), '--config', str(settings)]
+    assert main(arguments) == 0
+    assert '2 airholes in 5 frames' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['config']['sync.tolerance_s'] == 0.01
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that `cmml analyze` says when it fails."""
+    assert main(['analyze', *map(str, arguments)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('cmml: error: ')]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_no_such_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert f'{tmp_path / "missing"}: no such bag' in fail(capsys, tmp_path / 'missing', '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_out_is_a_file(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / 'out').write_text('mine')
+    assert 'out is a file' in fail(capsys, make_bag(frames=1), '--out', tmp_path / 'out')
+    assert (tmp_path / 'out').read_text() == 'mine'
+
+
+def test_a_truncated_bag_is_analysed_up_to_the_cut(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bag = make_bag()
+    file = bag / 'wall.mcap'
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    error = fail(capsys, bag, '--out', tmp_path / 'out')
+    assert 'wall.mcap: the file ends inside a record' in error
+    assert 'report.html covers what was read' in error
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert 0 < summary['frames'] < 5
+    assert 'wall.mcap' in summary['fault']
+    assert len(read_table(tmp_path / 'out' / 'defects.csv')) == 2
+
+
+def test_a_bag_without_camera_info(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    error = fail(capsys, make_bag(with_camera_info=False), '--out', tmp_path / 'out')
+    assert 'no topic of type sensor_msgs/msg/CameraInfo' in error
+
+
+def test_an_unknown_encoding(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    error = fail(capsys, make_bag(encoding='bgr9'), '--out', tmp_path / 'out')
+    assert '/camera/image' in error
+    assert '"bgr9"' in error
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['frames'] == 0
+
+
+def test_image_and_camera_info_of_different_sizes(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    error = fail(capsys, make_bag(info_width=640), '--out', tmp_path / 'out')
+    assert '320x240' in error
+    assert '640x240' in error
+
+
+def test_a_cloud_without_x_costs_only_the_cloud(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(cloud_fields=('u', 'y', 'z')), tmp_path / 'out', InspectorConfig())
+    assert summary.frames == 5
+    ((error, count),) = summary.errors.items()
+    assert '/points' in error
+    assert '"x"' in error
+    assert count == 5
+    rows = read_table(tmp_path / 'out' / 'defects.csv')
+    assert {row['volume_status'] for row in rows} == {'NO_POINTS'}
+
+
+def test_an_unknown_topic_and_an_unknown_setting(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bag = make_bag(frames=1)
+    error = fail(capsys, bag, '--out', tmp_path / 'out', '--image-topic', '/left/image')
+    assert 'no topic /left/image' in error
+    assert '/camera/image' in error
+    settings = tmp_path / 'settings.yaml'
+    settings.write_text('sync.tolerence_s: 0.01\n')
+    error = fail(capsys, bag, '--out', tmp_path / 'out', '--config', settings)
+    assert 'settings.yaml: unknown setting "sync.tolerence_s"' in error
+
+
+def test_missing_weights(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.undo()  # the real network
+    settings = tmp_path / 'settings.yaml'
+    settings.write_text(f'detection.model: {tmp_path / "absent.safetensors"}\n')
+    error = fail(capsys, make_bag(frames=1), '--out', tmp_path / 'out', '--config', settings)
+    assert 'absent.safetensors' in error
+    assert not (tmp_path / 'out').exists()
