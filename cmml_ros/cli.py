@@ -74,8 +74,8 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         'train',
         help='a network from simulated scenes',
-        description='Render path-traced walls, train on them, and write weights.safetensors. Stopped or killed, the same '
-        'command goes on from the last checkpoint.',
+        description='Render path-traced walls, train on them, and write weights.safetensors. Stopped or killed, the '
+        'same command goes on from the last checkpoint.',
     )
     parser.add_argument(
         '--config', type=Path, required=True, metavar='FILE', help='settings, like config/train_small.yaml'
