@@ -43,7 +43,8 @@ class SE3:
         quaternion = np.asarray(quaternion_xyzw, dtype=np.float64)
         if quaternion.shape != (4,):
             raise ShapeError(f'a quaternion has 4 numbers, got {quaternion.shape}')
-        length = float(np.linalg.norm(quaternion))
+        with np.errstate(over='ignore'):
+            length = float(np.linalg.norm(quaternion))
         if not 1e-9 < length < np.inf:
             raise ShapeError(f'a quaternion must not be zero, got {quaternion.tolist()}')
         rotation = Rotation.from_quat(quaternion / length).as_matrix()

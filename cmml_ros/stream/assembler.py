@@ -260,7 +260,7 @@ class Assembler:
             except TransformError as error:
                 if not (final or self._has_passed(max(pair.image_time_ns, pair.cloud_time_ns))):
                     return None
-                reasons.append(str(error))
+                reasons.insert(0, str(error))
                 self._counts['no transform'] += 1
                 self._health.transform_reason = f'no transform from "{lidar_frame}" to "{camera_frame}": {error}'
         return _Ready(pair, self._camera_at(pair), T_camera_lidar, T_map_camera, '; '.join(dict.fromkeys(reasons)))
