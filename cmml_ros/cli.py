@@ -9,6 +9,11 @@ from pathlib import Path
 
 from cmml_ros.errors import CmmlError
 
+# Said here too, so that --help need not load the simulation.
+SCENES = ('plane', 'column', 'tunnel')
+SENSORS = ('depth_camera', 'line_profiler', 'tof_lidar')
+LOOKS = ('fast', 'path')
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status of `cmml`: 0, 2 for an error that is explained in one line, 130 after Ctrl-C."""
@@ -29,9 +34,38 @@ def _make_parser() -> argparse.ArgumentParser:
         prog='cmml', description='Find airholes in concrete with a camera and a range sensor, and measure them.'
     )
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    _add_simulate(commands)
     _add_analyze(commands)
     _add_train(commands)
     return parser
+
+
+def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'simulate',
+        help='a recording of a wall whose airholes are known',
+        description='Write a rosbag2 folder of a robot that moves along a simulated wall, with the truth about every '
+        'airhole in truth.json; or, with --dataset, pictures with labels and depths to learn from.',
+    )
+    parser.add_argument('out', type=Path, metavar='OUT', help='new folder')
+    parser.add_argument('--scene', choices=SCENES, default=SCENES[0], help='shape of the wall (default: %(default)s)')
+    parser.add_argument('--sensor', choices=SENSORS, default=SENSORS[0], help='range sensor (default: %(default)s)')
+    parser.add_argument('--frames', type=int, default=10, metavar='N', help='frames or pictures (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='the same number gives the same data')
+    parser.add_argument(
+        '--look', choices=LOOKS, default=LOOKS[0], help='simple shading, or path tracing (default: %(default)s)'
+    )
+    parser.add_argument('--dataset', action='store_true', help='write images/, labels/ and depths/ instead of a bag')
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from cmml_ros.simulation.scenario import Scenario, simulate_bag, simulate_dataset
+
+    scenario = Scenario(kind=options.scene, sensor_name=options.sensor, seed=options.seed, look=options.look)
+    write = simulate_dataset if options.dataset else simulate_bag
+    write(options.out, scenario, options.frames)
+    print(options.out)
 
 
 def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from cmml_ros.cli import main
+from cmml_ros.cli import LOOKS, SCENES, SENSORS, main
 from cmml_ros.errors import CmmlError
+from cmml_ros.simulation.camera import Look
+from cmml_ros.simulation.range_sensor import SENSORS as KNOWN_SENSORS
+from cmml_ros.simulation.scenario import Scenario
+from cmml_ros.simulation.wall import Kind
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
@@ -45,6 +52,44 @@ def test_a_fault_is_one_line_without_traceback(
     monkeypatch.setattr('cmml_ros.cli._analyze', raise_fault)
     assert main(['analyze', 'bag', '--out', 'out']) == status
     assert capsys.readouterr().err == message
+
+
+def test_simulate_offers_what_the_simulation_knows():
+    assert get_args(Kind) == SCENES
+    assert get_args(Look) == LOOKS
+    assert tuple(KNOWN_SENSORS) == SENSORS
+
+
+def test_simulate_passes_on_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    calls: list[tuple[str, Path, Scenario, int]] = []
+    for name in ('simulate_bag', 'simulate_dataset'):
+        monkeypatch.setattr(
+            f'cmml_ros.simulation.scenario.{name}', lambda *call, name=name: calls.append((name, *call))
+        )
+    arguments = [
+        'simulate',
+        str(tmp_path),
+        '--scene',
+        'tunnel',
+        '--sensor',
+        'tof_lidar',
+        '--frames',
+        '3',
+        '--seed',
+        '7',
+    ]
+    assert main(arguments) == 0
+    assert main([*arguments, '--dataset', '--look', 'path']) == 0
+    scenario = Scenario(kind='tunnel', sensor_name='tof_lidar', seed=7)
+    assert calls == [
+        ('simulate_bag', tmp_path, scenario, 3),
+        ('simulate_dataset', tmp_path, dataclasses.replace(scenario, look='path'), 3),
+    ]
+
+
+def test_simulate_refuses_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(['simulate', str(tmp_path / 'out'), '--seed', '-1']) == 2
+    assert 'cmml: error: the seed must not be negative, got -1' in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module():
