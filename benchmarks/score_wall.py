@@ -62,12 +62,19 @@ def match_airholes(
 
     true_centres, true_normals: (T, 3); true_diameters_m: (T,); positions: (D, 3); one frame, metres.
     """
+    across_m = _distances_m(true_centres, true_normals, true_diameters_m, positions)
+    rows, columns = linear_sum_assignment(np.minimum(across_m, _FAR_M))
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(row, column) for row, column in pairs if across_m[row, column] < _FAR_M]
+
+
+def _distances_m(true_centres: Array, true_normals: Array, true_diameters_m: Array, positions: Array) -> Array:
+    """Distance along the surface of each defect from each airhole, (T, D); inf where it lies elsewhere."""
     offsets = positions[None] - true_centres[:, None]  # (T, D, 3)
     along_m = np.einsum('tdk,tk->td', offsets, true_normals)
     across_m = np.linalg.norm(offsets - along_m[..., None] * true_normals[:, None], axis=2)
     near = (across_m < np.maximum(_GATE_M, 0.5 * true_diameters_m)[:, None]) & (np.abs(along_m) < _RANGE_GATE_M)
-    rows, columns = linear_sum_assignment(np.where(near, across_m, _FAR_M))
-    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if near[row, column]]
+    return np.where(near, across_m, np.inf)
 
 
 def score(truth: Mapping[str, Any], defects: Sequence[Mapping[str, str]]) -> Score:
@@ -92,6 +99,7 @@ def score(truth: Mapping[str, Any], defects: Sequence[Mapping[str, str]]) -> Sco
     pairs = match_airholes(centres, normals, diameters_m, positions)
     found = [(holes[t], placed[d]) for t, d in pairs if t in wanted]
     alarms = sorted(set(np.flatnonzero(large).tolist()) - {d for _, d in pairs})
+    on_airhole = np.isfinite(_distances_m(centres, normals, diameters_m, positions)).any(axis=0)
 
     areas = [_ratio(row['area_mm2'], hole['area_m2'] * 1e6) for hole, row in found]
     volumes = [
@@ -101,7 +109,9 @@ def score(truth: Mapping[str, Any], defects: Sequence[Mapping[str, str]]) -> Sco
         true_count=len(wanted),
         found_count=len(found),
         defect_count=int(large.sum()),
-        false_alarms=Counter(_name_place(positions[d], truth, centres, diameters_m) for d in alarms),
+        false_alarms=Counter(
+            'airhole taken twice' if on_airhole[d] else _name_place(positions[d], truth['distractors']) for d in alarms
+        ),
         area_error=_median(np.abs(np.array(areas) - 1.0)),
         area_bias=_median(np.array(areas) - 1.0),
         volume_error=_median(np.abs(np.array(volumes) - 1.0)),
@@ -117,11 +127,9 @@ def read_score(bag: Path, result: Path) -> Score:
         return score(truth, list(csv.DictReader(file)))
 
 
-def _name_place(position: Array, truth: Mapping[str, Any], centres: Array, diameters_m: Array) -> str:
-    """What is at `position`: an airhole that another defect has taken, a distractor by its kind, or nothing special."""
-    if np.any(np.linalg.norm(centres - position, axis=1) < np.maximum(_GATE_M, 0.5 * diameters_m)):
-        return 'airhole taken twice'
-    for distractor in truth['distractors']:
+def _name_place(position: Array, distractors: Sequence[Mapping[str, Any]]) -> str:
+    """What is at `position`: a distractor by its kind, or nothing special."""
+    for distractor in distractors:
         outline = np.array(distractor['outline_m'])
         middle = outline.mean(axis=0)
         # Distractors are small against the radius of the wall: flat enough in the plane of their two main axes.

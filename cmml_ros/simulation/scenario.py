@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -97,6 +97,9 @@ class Scenario:
     start_ns: int = 1_700_000_000_000_000_000
 
     def __post_init__(self) -> None:
+        for name, choices in (('kind', get_args(Kind)), ('look', get_args(Look))):
+            if getattr(self, name) not in choices:
+                raise SceneError(f'{name} must be one of {", ".join(choices)}, got "{getattr(self, name)}"')
         if self.seed < 0:
             raise SceneError(f'the seed must not be negative, got {self.seed}')
         for name, unit, low, high in (
