@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 from scipy.ndimage import gaussian_filter
 
 from cmml_ros.simulation.wall import Wall
@@ -44,7 +45,8 @@ class Texture:
         v = (v + 0.5) * scale_v - 0.5
         if self._repeats:
             u, v = np.mod(u, picture.shape[1]), np.mod(v, picture.shape[0])
-        values = cv2.remap(picture, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR, borderMode=self._border)
+        u, v = u.astype(np.float32, copy=False), v.astype(np.float32, copy=False)
+        values = cv2.remap(picture, u, v, cv2.INTER_LINEAR, borderMode=self._border)
         return np.asarray(values, dtype=np.float32)
 
 
@@ -72,8 +74,8 @@ class Layer:
 class Joints:
     """Straight joints at equal distance: boards or panels, each with its own tone.
 
-    direction: (2,) unit vector across the joints. tones: log reflectance of the boards, in turn. line_gain: of the joint
-    itself. broken: noise that interrupts the line where it is below `gap`.
+    direction: (2,) unit vector across the joints. tones: log reflectance of the boards, in turn. line_gain: of the
+    joint itself. broken: noise that interrupts the line where it is below `gap`.
     """
 
     direction: Array
@@ -105,7 +107,7 @@ class Joints:
 class Decal:
     """Something flat on the wall: reflectance becomes r * (1 + a (tint - 1)) + a * paint for its opacity a.
 
-    left_m, top_m: developed coordinates of its corner; opacity: (h, w), 255 is opaque, row 0 at the top; outline: (n, 2)
+    left_m, top_m: developed coordinates of its corner; opacity: (h, w), 255 is opaque, row 0 at the top; outline: (n, 2),
     developed coordinates.
     """
 
@@ -184,7 +186,7 @@ class Appearance:
 def make_appearance(
     wall: Wall, hole_centres: Array, hole_radii: Array, distractor_density: float, rng: np.random.Generator
 ) -> Appearance:
-    """A look drawn at random for `wall`; distractor_density 1 is a wall with a usual number of decals, 0 a clean one."""
+    """A look drawn at random for `wall`; distractor_density 1 is a usual number of decals, 0 a clean wall."""
     base, layers, relief = _concrete(rng)
     joints = _joints(wall, layers[0], rng)
     decals = _decals(wall, hole_centres, hole_radii, distractor_density, rng)
@@ -201,14 +203,14 @@ def _concrete(rng: np.random.Generator) -> tuple[Array, tuple[Layer, ...], tuple
         return amplitude * (1 + hue * rng.standard_normal() * np.array([1.0, 0.1, -0.6]))
 
     # Pictures of concrete hold about the same contrast in every octave: amplitude falls as 1 / frequency. Per octave it is
-    # 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces.
-    contrast = float(np.clip(rng.lognormal(math.log(0.045), 0.5), 0.012, 0.16))
+    # 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces; a tile of ten octaves has about three times that.
+    contrast = float(np.clip(rng.lognormal(math.log(0.06), 0.5), 0.015, 0.2))
     fine = _uneven(_spectral_tile(rng, rng.uniform(0.7, 1.15)), rng)
     mottle = _uneven(_spectral_tile(rng, rng.uniform(0.9, 1.3)), rng)
     cloud = _spectral_tile(rng, rng.uniform(1.6, 2.6))
     layers = [
         Layer(Texture(fine, repeats=True), _turned(rng, 3500.0), gain(contrast * rng.uniform(0.6, 1.2), 0.08)),
-        Layer(Texture(mottle, repeats=True), _turned(rng, 700.0), gain(contrast * rng.uniform(0.3, 1.0), 0.3)),
+        Layer(Texture(mottle, repeats=True), _turned(rng, 900.0), gain(contrast * rng.uniform(0.4, 1.2), 0.3)),
         Layer(Texture(cloud, repeats=True), _turned(rng, 250.0), gain(contrast * rng.uniform(0.1, 1.2), 0.6)),
     ]
     if rng.random() < 0.6:  # vertical or horizontal streaks: wood grain of the form, or water
@@ -274,14 +276,12 @@ def _joints(wall: Wall, broken: Layer, rng: np.random.Generator) -> tuple[Joints
 
 def _spectral_tile(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> Image:
     """Periodic noise of unit deviation whose amplitude falls as frequency^-slope; stretched along rows' normal."""
-    frequency_v = np.fft.fftfreq(_TILE)[:, None] * stretch
-    frequency_u = np.fft.rfftfreq(_TILE)[None, :]
-    frequency = np.hypot(frequency_u, frequency_v)
+    frequency = np.hypot(fft.rfftfreq(_TILE)[None, :], fft.fftfreq(_TILE)[:, None] * stretch).astype(np.float32)
     amplitude = np.maximum(frequency, 2.0 / _TILE) ** -slope
     amplitude[0, 0] = 0.0
-    spectrum = np.fft.rfft2(rng.standard_normal((_TILE, _TILE))) * amplitude
-    tile = np.fft.irfft2(spectrum, s=(_TILE, _TILE))
-    return (tile / tile.std()).astype(np.float32)
+    spectrum = fft.rfft2(rng.standard_normal((_TILE, _TILE), dtype=np.float32)) * amplitude
+    tile = fft.irfft2(spectrum, s=(_TILE, _TILE))
+    return np.asarray(tile / tile.std(), dtype=np.float32)
 
 
 def _uneven(tile: Image, rng: np.random.Generator) -> Image:
@@ -425,8 +425,9 @@ def _run(rng: np.random.Generator, width_m: float | None = None) -> _Drawing:
     width = max(8, round(1.8 * width_m / texel_m))
     x, y = _grid(height, width)
     wander = 0.25 * cv2.resize(_noise(rng, 32, 4, 3.0), (width, height), interpolation=cv2.INTER_CUBIC)
-    columns = cv2.resize(rng.standard_normal((3, max(3, width // 3))).astype(np.float32), (width, height),
-                         interpolation=cv2.INTER_CUBIC)
+    columns = cv2.resize(
+        rng.standard_normal((3, max(3, width // 3))).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     opacity = _step(0.55 - np.abs(x + wander) + 0.15 * columns, 0.3) * _step(1.02 - np.abs(x), 0.12)
     start = 0.9 - 0.25 * x * x - rng.uniform(0.02, 0.15) * np.abs(columns)
     opacity *= np.clip((y + 1) / 2, 0, 1) ** rng.uniform(0.4, 1.6) * _step(start - y, rng.uniform(0.02, 0.15))
@@ -470,23 +471,24 @@ def _crack(rng: np.random.Generator) -> _Drawing:
     supersample = 2  # widths below a texel come out as grey
     canvas = np.zeros((size * supersample, size * supersample), np.uint8)
 
-    def draw(start: Array, heading: float, steps: int, thickness_m: float) -> None:
+    def draw(start: Array, heading: float, steps: int, thickness_m: float, forks: float) -> None:
         position, direction = start, heading
         for _ in range(steps):
             direction = heading + 0.75 * (direction - heading) + rng.normal(0, 0.45)
-            step = rng.uniform(2, 9) / supersample * np.array([math.cos(direction), math.sin(direction)]) * supersample
+            step = rng.uniform(2, 9) * np.array([math.cos(direction), math.sin(direction)])
             thickness = max(1, round(thickness_m * rng.uniform(0.3, 1.5) / texel_m * supersample))
             ends = [tuple(round(value * 16) for value in point) for point in (position, position + step)]
             shade = int(255 * min(1.0, thickness_m / texel_m * supersample))
             cv2.line(canvas, ends[0], ends[1], max(shade, 90), thickness, cv2.LINE_AA, 4)
             position = position + step
-            if rng.random() < 0.012:
-                draw(position, heading + rng.choice([-1, 1]) * rng.uniform(0.5, 1.3), steps // 3, 0.6 * thickness_m)
+            if rng.random() < forks:
+                aside = heading + rng.choice([-1, 1]) * rng.uniform(0.5, 1.3)
+                draw(position, aside, int(steps * rng.uniform(0.1, 0.5)), 0.6 * thickness_m, forks / 4)
 
     turn = rng.uniform(0, 2 * math.pi)
     middle = np.full(2, size * supersample / 2)
     start = middle - 0.5 * size * supersample * 0.9 * np.array([math.cos(turn), math.sin(turn)])
-    draw(start, turn, int(size * supersample * 0.9 / 5), width_m)
+    draw(start, turn, int(size * supersample * 0.9 / 5), width_m, rng.choice([0.0, 0.004, 0.012]))
     opacity = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return opacity, texel_m, np.full(3, rng.uniform(0.05, 0.4)), np.full(3, 0.005)
 
@@ -499,7 +501,8 @@ def _slit(rng: np.random.Generator) -> _Drawing:
     x, _ = _grid(1024, across)
     wander = cv2.resize(_noise(rng, 256, 2, 20.0), (across, 1024), interpolation=cv2.INTER_LINEAR)
     filled = cv2.resize(_noise(rng, 256, 2, 12.0), (across, 1024), interpolation=cv2.INTER_LINEAR)
-    opacity = _step(0.33 - np.abs(x + 0.05 * wander) + 0.06 * wander, 0.06) * _step(filled + rng.uniform(-0.3, 1.5), 0.2)
+    opacity = _step(0.33 - np.abs(x + 0.05 * wander) + 0.06 * wander, 0.06)
+    opacity *= _step(filled + rng.uniform(-0.3, 1.5), 0.2)
     opacity[[0, -1]] = 0
     if rng.random() < 0.3:
         opacity = np.ascontiguousarray(opacity.T)
@@ -516,8 +519,8 @@ def _writing(rng: np.random.Generator) -> _Drawing:
         text = str(rng.choice(words))
         cv2.putText(canvas, text, (20, 115), cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, 2.6, 255, thickness, cv2.LINE_AA)
     elif choice < 0.75:
-        cv2.ellipse(canvas, (180, 80), (int(rng.integers(30, 70)), 60), 0, 0, int(rng.integers(280, 360)), 255, thickness,
-                    cv2.LINE_AA)
+        axes, end = (int(rng.integers(30, 70)), 60), int(rng.integers(280, 360))
+        cv2.ellipse(canvas, (180, 80), axes, 0, 0, end, 255, thickness, cv2.LINE_AA)
     elif choice < 0.9:
         cv2.line(canvas, (120, 25), (240, 135), 255, thickness, cv2.LINE_AA)
         cv2.line(canvas, (235, 30), (125, 130), 255, thickness, cv2.LINE_AA)

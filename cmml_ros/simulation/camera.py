@@ -37,10 +37,10 @@ _BACKGROUND = 0.05  # shading times albedo of whatever lies beside the wall
 class View:
     """What each pixel of a camera sees.
 
-    pixel_m: size of a pixel on the wall, at the middle of the picture. developed: (H, W, 2) float32, where the ray of the
-    pixel's centre enters the wall surface, NaN beside the wall. normals: (H, W, 3) float32 of the intact wall.
-    hole_ids: (H, W) int32 of the airhole at the pixel's centre, 0 for the wall, -1 for nothing. depth_m: (H, W) float32 along z,
-    inf for nothing. coverage: (H, W) float32, share of the pixel inside the rim of an airhole; opening: the same
+    pixel_m: size of a pixel on the wall, at its median depth. developed: (H, W, 2) float32, where the ray of the pixel's
+    centre enters the wall surface, NaN beside the wall. normals: (H, W, 3) float32 of the intact wall. hole_ids: (H, W)
+    int32 of the airhole at the pixel's centre, 0 for the wall, -1 for nothing. depth_m: (H, W) float32 along z, inf for
+    nothing. coverage: (H, W) float32, share of the pixel inside the rim of an airhole; opening: the same
     with tie holes. cavities: (H, W) int32, index of a cavity that the pixel sees, even in part, -1 for none.
     sample_*: rays that enter cavities: flat pixel index (n,), point and normal (n, 3) where they end, cavity (n,).
     """
@@ -65,8 +65,8 @@ class View:
 class Rendering:
     """A picture and what is true about each of its pixels; arrays as in View.
 
-    image: (H, W, 3) uint8 BGR. shading: (H, W, 3) float32 BGR, irradiance over that of the unshadowed wall in the middle of
-    the picture. albedo: (H, W, 3) float32 BGR, with the small bumps of the surface under this light.
+    image: (H, W, 3) uint8 BGR. shading: (H, W, 3) float32 BGR, irradiance over that of the unshadowed wall in the middle
+    of the picture. albedo: (H, W, 3) float32 BGR, with the small bumps of the surface under this light.
     """
 
     image: NDArray[np.uint8]
@@ -159,7 +159,8 @@ def see(scene: Scene, camera: Camera, T_scene_camera: SE3, rng: np.random.Genera
     chosen = (np.arange(len(pixels))[:, None] * _GRID**2 + order).ravel()
     chosen = chosen[crossing[chosen] >= 0]
     deeper, fine_normals, _ = scene.cast_inside(entry[chosen], fine[chosen])
-    chosen, deeper, fine_normals = (values[np.isfinite(deeper)] for values in (chosen, deeper, fine_normals))
+    met = np.isfinite(deeper)
+    chosen, deeper, fine_normals = chosen[met], deeper[met], fine_normals[met]
     sample_pixels.append(pixels[chosen // _GRID**2])
     sample_points.append(entry[chosen] + deeper[:, None] * fine[chosen])
     sample_normals.append(fine_normals)
@@ -198,8 +199,8 @@ def look_at(scene: Scene, view: View, light: Light) -> Image:
 def shade_fast(scene: Scene, view: View, light: Light, rng: np.random.Generator) -> Image:
     """Shading (H, W, 3), BGR, of wall and cavities, without a path tracer.
 
-    Light between the sides of a cavity: a shell of area S under a rim of area R, reflectance p, loses the share F = R / S of what
-    it reflects through the rim (reciprocity), so that the flux E R through the rim makes a mean irradiance of
+    Light between the sides of a cavity: a shell of area S and reflectance p under a rim of area R loses the share F = R / S of
+    what it reflects through the rim (reciprocity), so that the flux E R through the rim makes a mean irradiance of
     E F / (1 - p (1 - F)). What exceeds the direct part is spread by how much of the shell each point sees.
     """
     points, normals, cavities = view.sample_points, view.sample_normals, view.sample_cavities
@@ -252,17 +253,15 @@ def shade_path(scene: Scene, view: View, light: Light, samples: int, seed: int) 
 
 def _blend(view: View, light: Light, through_rims: Array) -> Image:
     """Shading from irradiance inside cavities, weighted by opening (H * W, 3), and that of the wall around them."""
-    points = view.T_scene_camera.apply(
-        _pixel_rays(view.camera) * np.where(np.isfinite(view.depth_m), view.depth_m, 0.0).reshape(-1, 1)
-    )
-    wall = light.irradiance(points, view.normals.reshape(-1, 3), view.T_scene_camera)
+    depth_m = np.where(np.isfinite(view.depth_m), view.depth_m, 1.0).reshape(-1, 1)
+    points = view.T_scene_camera.apply(_pixel_rays(view.camera) * depth_m)
+    wall = light.irradiance(points, view.normals.reshape(-1, 3).astype(np.float64), view.T_scene_camera)
     opening = view.opening.reshape(-1, 1)
     shading = through_rims + (1 - opening) * wall
     on_wall = view.hole_ids.ravel() >= 0
     # The middle of the picture, or what of the wall comes nearest to it.
-    rows, columns = np.nonzero(view.hole_ids == 0)
-    offset = np.hypot(rows - view.camera.height / 2, columns - view.camera.width / 2)
-    middle = int(np.argmin(offset))
+    rows, columns = np.nonzero(view.hole_ids >= 0)
+    middle = int(np.argmin(np.hypot(rows - view.camera.height / 2, columns - view.camera.width / 2)))
     shading /= wall[rows[middle] * view.camera.width + columns[middle]].mean()
     shading[~on_wall] = _BACKGROUND
     return shading.reshape(*view.opening.shape, 3).astype(np.float32)
@@ -294,9 +293,7 @@ def _hole_ids(scene: Scene, cavities: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.where(cavities < len(scene.holes), cavities + 1, 0).astype(np.int32)
 
 
-def _near_rims(
-    scene: Scene, camera: Camera, T_scene_camera: SE3
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _near_rims(scene: Scene, camera: Camera, T_scene_camera: SE3) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Pixels (H, W) that lie in a rim, and pixels that a rim may cross; both generous by a pixel."""
     inside = np.zeros((camera.height, camera.width), np.uint8)
     edge = np.zeros_like(inside)
@@ -313,7 +310,7 @@ def _near_rims(
         pixels = pixels[np.isfinite(pixels).all(axis=1) & (np.abs(pixels) < limit).all(axis=1)]
         if len(pixels) < 3:
             continue
-        polygon = np.round(pixels * 16).astype(np.int32)[None]
+        polygon = [np.round(pixels * 16).astype(np.int32)]
         cv2.fillPoly(inside, polygon, 1, cv2.LINE_8, 4)
         cv2.polylines(edge, polygon, True, 1, 3, cv2.LINE_8, 4)
     return inside.astype(bool), edge.astype(bool)

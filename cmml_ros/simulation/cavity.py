@@ -26,7 +26,7 @@ class Cavity:
     """A closed shell under its rim: rings of as many vertices as the rim has, from the rim down to one lowest vertex.
 
     middle: (2,). rim: (n, 2) counter-clockwise seen from outside, star-shaped about the middle. vertices: (v, 3); faces:
-    (f, 3), their normals point into the void.
+    (f, 3) with normals into the void.
     """
 
     middle: Array
@@ -47,10 +47,10 @@ class Cavity:
     def volumes(self, curvature_per_m: float) -> tuple[float, float]:
         """Void over the rim polygon down to the first surface seen along the inward normal, and the entire void, m3.
 
-        Both sum, over faces, the developed area times the mean of w - k w^2 / 2 for depth w on a wall of curvature k: the
-        column below one surface element tapers with 1 - k w. For the entire void, with faces under an overhang
-        counting negative, this is the divergence theorem on the closed mesh. For the first, faces are clipped by
-        the rim.
+        Both sum, over faces, the developed area times the mean of w - k w^2 / 2 for depth w on a wall of curvature k:
+        the column below one surface element tapers with 1 - k w. For the entire void, with faces under an overhang
+        counting negative, this is the divergence theorem on the closed mesh. For the first, faces are clipped by the
+        rim.
         """
         corners = self.vertices[self.faces]  # (f, 3, 3)
         areas = _signed_areas(corners)

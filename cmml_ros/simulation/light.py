@@ -22,8 +22,8 @@ class Light:
     """One distant source, an even sky, and lamps on the camera; all BGR, in one arbitrary unit.
 
     sun: (3,) irradiance of a surface that faces it; sun_direction: (3,) unit vector to it, scene frame. sky: (3,)
-    irradiance of the wall. lamps: (n, 3) positions in the camera frame; lamp_power: (3,) irradiance, by each, of a surface
-    that faces it at 1 m.
+    irradiance of the wall. lamps: (n, 3) positions in the camera frame; lamp_power: (3,) irradiance, by each, of a
+    surface that faces it at 1 m.
     """
 
     sun: Array = field(default_factory=_dark)
@@ -33,7 +33,7 @@ class Light:
     lamp_power: Array = field(default_factory=_dark)
 
     def sources(self, points_scene: Array, T_scene_camera: SE3) -> list[tuple[Array, Array]]:
-        """Every source but the sky: unit directions to it (N, 3) from points (N, 3), and irradiance facing it (N, 3)."""
+        """Every source but the sky: unit directions to it from points (N, 3), and irradiance facing it, both (N, 3)."""
         found = []
         if np.any(self.sun > 0):
             shape = points_scene.shape

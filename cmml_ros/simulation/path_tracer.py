@@ -17,8 +17,8 @@ from cmml_ros.simulation.light import Light
 Array = NDArray[np.float64]
 
 _MAX_DEPTH = 10
-# Mitsuba computes in single precision and starts secondary rays at a distance that grows with the coordinates: millimetres
-# about the cavity keep that below a micrometre.
+# Mitsuba computes in single precision and starts secondary rays at a distance that grows with the coordinates:
+# millimetres about the cavity keep that below a few micrometres.
 _PER_M = 1000.0
 
 
@@ -113,7 +113,7 @@ def _rgb(bgr: Array) -> dict[str, Any]:
 
 
 def _without_distortion(camera: Camera) -> tuple[Camera, tuple[NDArray[np.float32], NDArray[np.float32]] | None]:
-    """A pinhole camera with square pixels that sees what `camera` sees, and where its pixels lie in that one's image."""
+    """A pinhole camera with square pixels that sees what `camera` sees, and where the pixels of `camera` lie in it."""
     if camera.fx == camera.fy and camera.model != 'equidistant' and not any(camera.distortion):
         return camera, None
     v, u = np.mgrid[: camera.height, : camera.width]

@@ -18,11 +18,11 @@ Image = NDArray[np.float32]
 class Response:
     """A camera's answer to light.
 
-    level: linear value, 1 is white, to which the brighter side of the picture is exposed. vignetting: light lost in the corners.
-    defocus_px: radius of the blur disc. motion_px, motion_rad: length and direction of motion blur. glare: share of
-    the mean light spread over the picture. shot_noise, read_noise: deviation of white and of black, of white.
-    contrast: strength of an S-shaped tone curve. saturation: 1 leaves colours alone. white_balance: BGR gains. sharpening:
-    strength of an unsharp mask. jpeg_quality: 100 leaves the picture alone.
+    level: linear value, 1 is white, to which the brighter side of the picture is exposed. vignetting: light lost in the
+    corners. defocus_px: radius of the blur disc. motion_px, motion_rad: length and direction of motion blur. glare: share
+    of the mean light spread over the picture. shot_noise, read_noise: deviation of white and of black, over white.
+    contrast: strength of an S-shaped tone curve. saturation: 1 leaves colours alone. white_balance: BGR gains.
+    sharpening: strength of an unsharp mask. jpeg_quality: 100 leaves the picture alone.
     """
 
     level: float = 0.35
@@ -59,9 +59,7 @@ def draw_response(rng: np.random.Generator) -> Response:
     )
 
 
-def compose(
-    shading: Image, albedo: Image, response: Response, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def compose(shading: Image, albedo: Image, response: Response, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The picture (H, W, 3), uint8 BGR, of `albedo` under `shading`, both (H, W, 3) float32.
 
     Raises ShapeError when they differ in shape.
@@ -87,8 +85,10 @@ def _lens(light: Image, response: Response) -> Image:
     if response.glare:
         light = (1 - response.glare) * light + np.float32(response.glare) * light.mean(axis=(0, 1))
     if response.defocus_px > 0.1:
-        light = cv2.GaussianBlur(light, (0, 0), response.defocus_px) if response.defocus_px < 1 else cv2.filter2D(
-            light, -1, _disc(response.defocus_px)
+        light = (
+            cv2.GaussianBlur(light, (0, 0), response.defocus_px)
+            if response.defocus_px < 1
+            else cv2.filter2D(light, -1, _disc(response.defocus_px))
         )
     if response.motion_px > 0.5:
         light = cv2.filter2D(light, -1, _line(response.motion_px, response.motion_rad))
@@ -117,11 +117,11 @@ def _develop(light: Image, response: Response) -> NDArray[np.uint8]:
     if response.saturation != 1:
         grey = light.mean(axis=2, keepdims=True)
         light = np.clip(grey + np.float32(response.saturation) * (light - grey), 0, 1)
-    # The curve as a table: powers of a million pixels are slow.
+    # The curve (sRGB, IEC 61966-2-1) as a table: powers of a million pixels are slow.
     x = np.linspace(0, 1, 4096)
-    encoded = np.where(x <= 0.0031308, 12.92 * x, 1.055 * np.maximum(x, 1e-9) ** (1 / 2.4) - 0.055)  # sRGB, IEC 61966-2-1
+    encoded = np.where(x <= 0.0031308, 12.92 * x, 1.055 * np.maximum(x, 1e-9) ** (1 / 2.4) - 0.055)
     curve = encoded - response.contrast * np.sin(2 * math.pi * encoded) / (2 * math.pi)
-    image = (255 * curve).astype(np.float32)[(light * 4095).astype(np.uint16)]
+    image = (255 * curve).astype(np.float32)[np.rint(light * 4095).astype(np.uint16)]
     if response.sharpening:
         image += np.float32(response.sharpening) * (image - cv2.GaussianBlur(image, (0, 0), 1.0))
     pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)

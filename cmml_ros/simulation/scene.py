@@ -39,8 +39,8 @@ class AirholeTruth:
     """One airhole, exactly as every ray sees it; metres, scene frame.
 
     rim: (n, 3) polygon on the surface, counter-clockwise seen from outside; rim_developed: (n, 2) the same in developed
-    coordinates. area_m2: of the rim polygon on the surface. major_axis_m, minor_axis_m: of the ellipse with the second moments of
-    the rim polygon. depth_max_m and volume_m3: over the rim polygon, down to the first surface seen along the
+    coordinates. area_m2: of the rim polygon on the surface. major_axis_m, minor_axis_m: of the ellipse with the second
+    moments of the rim polygon. depth_max_m and volume_m3: over the rim polygon, down to the first surface seen along the
     inward normal. void_volume_m3: all that is missing, with what an undercut rim hides. normal points out of the wall.
     """
 
@@ -74,8 +74,8 @@ class Hits:
     """Where rays end.
 
     distance_m: (N,) along the ray, inf for nothing. surface_id: (N,) int32, k for airhole k, 0 for the wall (tie holes
-    included), -1 for nothing. normals: (N, 3) of the surface, towards the ray. developed: (N, 2) where the ray enters the
-    wall surface, NaN for nothing; for a ray into a cavity that is a point inside the rim.
+    included), -1 for nothing. normals: (N, 3) of the surface, towards the ray. developed: (N, 2) where the ray enters
+    the wall surface, NaN for nothing; for a ray into a cavity that is a point inside the rim.
     inside: (N,) the ray ends below the wall surface, in an airhole or a tie hole.
     """
 
@@ -139,8 +139,8 @@ class Scene:
     def cast_inside(self, origins: Array, directions: Array) -> tuple[Array, Array, NDArray[np.int32]]:
         """First shell met by rays that start inside a cavity or on its rim plane.
 
-        origins, unit directions: (N, 3). Returns distance (N,), inf where the ray leaves through the rim, normals (N, 3)
-        and index into `cavities` (N,), -1 for none.
+        origins, unit directions: (N, 3). Returns distance (N,), inf where the ray leaves through the rim, normals
+        (N, 3) and index into `cavities` (N,), -1 for none.
         """
         rays = np.hstack([origins, directions]).astype(np.float32)
         answer = self._shells.scene.cast_rays(o3d.core.Tensor(rays))
@@ -203,9 +203,9 @@ def make_scene(
 ) -> Scene:
     """A wall with airholes and a look, the same for the same seed.
 
-    radius_m: of a column (0.3 m and more) or a tunnel (2 to 6 m), drawn when None. airhole_count overrides the density. Diameters
-    are log-normal with a median of 6 mm, within diameter_range_m. distractor_density: 0 for a clean wall, 1 for a usual one.
-    Raises SceneError for a wall that does not exist, or when the airholes do not fit.
+    radius_m: of a column (0.4 to 1.2 m) or a tunnel (2 to 6 m), drawn when None. airhole_count overrides the density.
+    Diameters are log-normal with a median of 6 mm, within diameter_range_m. distractor_density: 0 for a clean wall, 1
+    for a usual one. Raises SceneError for a wall that does not exist, or when the airholes do not fit.
     """
     low, high = diameter_range_m
     if not 0 < low <= high:
@@ -239,7 +239,8 @@ def make_scene(
         cavities.append(placer.add(make_airhole(shape, diameter, rng.uniform(shallow, deep), rng)))
         shapes.append(shape)
     holes = tuple(
-        _describe(index + 1, shape, cavity, wall) for index, (shape, cavity) in enumerate(zip(shapes, cavities, strict=True))
+        _describe(number, shape, cavity, wall)
+        for number, (shape, cavity) in enumerate(zip(shapes, cavities, strict=True), start=1)
     )
     centres = np.array([hole.centre_developed for hole in holes]).reshape(-1, 2)
     radii = np.array([hole.equivalent_diameter_m / 2 for hole in holes])
@@ -273,8 +274,8 @@ class _Placer:
                 self._circles = np.vstack([self._circles, [*middle, reach]])
                 return [cavity.moved(middle) for cavity in cavities]
         raise SceneError(
-            f'no room left on {self._wall.width_m} x {self._wall.height_m} m after {len(self._circles)} airholes and tie '
-            'holes; ask for fewer or smaller airholes, or for a larger wall'
+            f'no room left on {self._wall.width_m} x {self._wall.height_m} m after {len(self._circles)} airholes or '
+            'tie holes; ask for fewer or smaller airholes, or for a larger wall'
         )
 
 

@@ -1,7 +1,7 @@
 """Intact concrete surfaces in closed form: plane, column and tunnel lining.
 
-Scene frame: x along the wall, z up, the robot at y < 0. Developed coordinates (s, t), metres: s to the right and t up as
-seen by the robot, in [0, width_m] x [0, height_m]; lengths and areas in them are those on the surface.
+Scene frame: x along the wall, z up, the robot at y < 0. Developed coordinates (s, t), metres: s to the right and t up
+as seen by the robot, in [0, width_m] x [0, height_m]; lengths and areas in them are those on the surface.
 """
 
 from __future__ import annotations
