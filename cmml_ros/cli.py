@@ -55,6 +55,11 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         '--look', choices=LOOKS, default=LOOKS[0], help='simple shading, or path tracing (default: %(default)s)'
     )
+    parser.add_argument('--rate', type=float, default=5.0, metavar='HZ', help='frames per second (default: %(default)s)')
+    parser.add_argument(
+        '--distance', type=float, default=0.5, metavar='M', help='from the camera to the wall (default: %(default)s)'
+    )
+    parser.add_argument('--noise', type=float, metavar='M', help='white noise of the range (default: of the sensor)')
     parser.add_argument('--dataset', action='store_true', help='write images/, labels/ and depths/ instead of a bag')
     parser.set_defaults(run=_simulate)
 
@@ -62,7 +67,15 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _simulate(options: argparse.Namespace) -> None:
     from cmml_ros.simulation.scenario import Scenario, simulate_bag, simulate_dataset
 
-    scenario = Scenario(kind=options.scene, sensor_name=options.sensor, seed=options.seed, look=options.look)
+    scenario = Scenario(
+        kind=options.scene,
+        sensor_name=options.sensor,
+        seed=options.seed,
+        look=options.look,
+        rate_hz=options.rate,
+        distance_m=options.distance,
+        range_noise_m=options.noise,
+    )
     write = simulate_dataset if options.dataset else simulate_bag
     write(options.out, scenario, options.frames)
     print(options.out)
