@@ -55,7 +55,9 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         '--look', choices=LOOKS, default=LOOKS[0], help='simple shading, or path tracing (default: %(default)s)'
     )
-    parser.add_argument('--rate', type=float, default=5.0, metavar='HZ', help='frames per second (default: %(default)s)')
+    parser.add_argument(
+        '--rate', type=float, default=5.0, metavar='HZ', help='frames per second (default: %(default)s)'
+    )
     parser.add_argument(
         '--distance', type=float, default=0.5, metavar='M', help='from the camera to the wall (default: %(default)s)'
     )
