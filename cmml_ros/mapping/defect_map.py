@@ -91,7 +91,10 @@ class DefectMap:
         if not tracks or not views:
             return {}
         tree = cKDTree([track.measurement.position for track in tracks])
-        reach_m = max(map(self._gate_m, views.values())) + max(self._gate_m(track.measurement) for track in tracks)
+        reach_m = sum(
+            max(self._gate_m(measurement) + _radius_m(measurement) for measurement in measurements)
+            for measurements in (views.values(), [track.measurement for track in tracks])
+        )
         nearby = tree.query_ball_point([view.position for view in views.values()], reach_m, return_sorted=True)
         costs = {
             (row, column): cost
@@ -116,24 +119,26 @@ class DefectMap:
     def _gate_m(self, *measurements: Measurement) -> float:
         """Largest distance at which views can be one airhole, from all their uncertainties and the robot's."""
         variance = self._config.gate_m**2 + sum(np.nan_to_num(view.position_std_m) ** 2 for view in measurements)
-        # The centre of what the image border left over may be off by a radius.
-        cut_m = max((_radius_m(view) for view in measurements if view.area_status is Status.CUT_BY_BORDER), default=0.0)
-        return float(self._config.gate_factor * math.sqrt(variance) + cut_m)
+        return float(self._config.gate_factor * math.sqrt(variance))
 
     def _cost(self, view: Measurement, known: Measurement) -> float:
         """0 for a perfect match, 1 at the gate."""
+        gate_m = self._gate_m(view, known)
         distance_m = float(np.linalg.norm(view.position - known.position))
         if view.normal @ known.normal < _MIN_NORMAL_COSINE:
             return math.inf
         size_cost = 0.0
-        if Status.CUT_BY_BORDER not in (view.area_status, known.area_status):
+        if Status.CUT_BY_BORDER in (view.area_status, known.area_status):
+            gate_m += max(_radius_m(view), _radius_m(known))  # the centre of what the border left is as far off as that
+        else:
             ratio = view.equivalent_diameter_m / known.equivalent_diameter_m
             size_cost = abs(math.log(ratio)) / math.log(_LARGEST_SIZE_RATIO) if ratio > 0 else 0.0
-        return (distance_m / self._gate_m(view, known)) ** 2 + size_cost**2
+        return (distance_m / gate_m) ** 2 + size_cost**2
 
 
 def _radius_m(measurement: Measurement) -> float:
-    return float(np.nan_to_num(measurement.equivalent_diameter_m)) / 2
+    """From the centre to the farthest known point of the rim."""
+    return float(np.linalg.norm(measurement.outline - measurement.position, axis=1).max(initial=0.0))
 
 
 class _Track:
