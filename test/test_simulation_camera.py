@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pytest import approx
 
 from cmml_ros.errors import SceneError, ShapeError
 from cmml_ros.geometry.camera import Camera
@@ -40,10 +39,10 @@ def view(scene, pose):
 
 def test_coverage_sums_to_the_area_of_the_rims(scene, view):
     pixel_area = (0.5 / 800.0) ** 2
-    assert float(view.coverage.sum(dtype=np.float64)) * pixel_area == approx(
+    assert float(view.coverage.sum(dtype=np.float64)) * pixel_area == pytest.approx(
         sum(hole.area_m2 for hole in scene.holes), rel=5e-3
     )
-    assert view.pixel_m == approx(0.5 / 800.0)
+    assert view.pixel_m == pytest.approx(0.5 / 800.0)
 
 
 def test_ids_and_coverage_agree(scene, view):
@@ -54,12 +53,12 @@ def test_ids_and_coverage_agree(scene, view):
     for hole in scene.holes:
         rows, columns = np.nonzero(view.hole_ids == hole.id)
         u, v = 800.0 * (hole.centre[0] - 0.18) / 0.5 + 319.5, 239.5 - 800.0 * (hole.centre[2] - 0.135) / 0.5
-        assert columns.mean() == approx(u, abs=0.7)
-        assert rows.mean() == approx(v, abs=0.7)
+        assert columns.mean() == pytest.approx(u, abs=0.7)
+        assert rows.mean() == pytest.approx(v, abs=0.7)
 
 
 def test_depth_is_that_of_the_rays(scene, pose, view):
-    assert view.depth_m[view.hole_ids == 0].min() == approx(0.5)
+    assert view.depth_m[view.hole_ids == 0].min() == pytest.approx(0.5)
     assert np.isinf(view.depth_m[view.hole_ids < 0]).all()
     rows, columns = np.nonzero(view.hole_ids > 0)
     rays = CAMERA.rays(np.stack([columns, rows], axis=1))
@@ -96,7 +95,7 @@ def test_a_lamp_at_the_lens_fades_with_distance_and_angle(scene, view):
     row, column = 30, 600
     assert view.opening[row, column] == 0
     x, y = (column - 319.5) / 800.0, (row - 239.5) / 800.0
-    assert shading[row, column, 0] == approx((1 + x * x + y * y) ** -1.5, rel=2e-3)
+    assert shading[row, column, 0] == pytest.approx((1 + x * x + y * y) ** -1.5, rel=2e-3)
 
 
 def test_airholes_are_darker_the_deeper_they_are(scene, view):
@@ -154,8 +153,8 @@ def test_path_tracing_agrees_with_fast_shading(scene, pose):
     for hole in scene.holes:
         seen = (view.hole_ids == hole.id) & (view.coverage == 1)
         if seen.sum() > 30:
-            assert path[seen].mean() == approx(fast[seen].mean(), abs=0.04)
+            assert path[seen].mean() == pytest.approx(fast[seen].mean(), abs=0.04)
     edge = (view.opening > 0) & (view.opening < 1)
-    assert path[edge].mean() == approx(fast[edge].mean(), abs=0.03)
+    assert path[edge].mean() == pytest.approx(fast[edge].mean(), abs=0.03)
     distorted = see(scene, replace(crop, distortion=(1e-9, 0.0, 0.0, 0.0)), pose, rng())
     np.testing.assert_allclose(shade_path(scene, distorted, SUN, 64, 1).mean(), path.mean(), rtol=2e-3)

@@ -5,7 +5,6 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest import approx
 
 from cmml_ros.errors import SceneError, ShapeError
 from cmml_ros.simulation.cavity import make_airhole, make_tie_hole
@@ -28,14 +27,14 @@ def test_a_spherical_cap_has_the_volume_of_the_closed_formula(depth_ratio):
     a, h = 0.005, 0.010 * depth_ratio
     cap = make_airhole('cap', 0.010, depth_ratio, None)
     seen, entire = cap.volumes(0.0)
-    assert seen == entire == approx(math.pi * h * (3 * a * a + h * h) / 6, rel=1e-3)
-    assert cap.rim_area_m2 == approx(math.pi * a * a)
-    assert cap.depth_max_m == approx(h)
+    assert seen == entire == pytest.approx(math.pi * h * (3 * a * a + h * h) / 6, rel=1e-3)
+    assert cap.rim_area_m2 == pytest.approx(math.pi * a * a)
+    assert cap.depth_max_m == pytest.approx(h)
 
 
 def test_a_cap_of_an_ellipsoid_has_the_volume_of_the_sphere_it_is_a_stretched_copy_of():
     a, h = 0.006, 0.003
-    assert make_airhole('ellipsoid', 2 * a, h / (2 * a), None).volumes(0.0)[0] == approx(
+    assert make_airhole('ellipsoid', 2 * a, h / (2 * a), None).volumes(0.0)[0] == pytest.approx(
         math.pi * h * (3 * a * a + h * h) / 6, rel=1e-3
     )
 
@@ -45,15 +44,15 @@ def test_a_bubble_cut_above_its_equator_hides_void_below_its_rim():
     radius = (a * a + h * h) / (2 * h)
     below = 2 * math.pi / 3 * (radius**3 - (radius**2 - a * a) ** 1.5) + math.pi * a * a * (h - radius)
     seen, entire = make_airhole('cap', 2 * a, h / (2 * a), None).volumes(0.0)
-    assert entire == approx(math.pi * h * (3 * a * a + h * h) / 6, rel=1e-3)
-    assert seen == approx(below, rel=1e-3)
+    assert entire == pytest.approx(math.pi * h * (3 * a * a + h * h) / 6, rel=1e-3)
+    assert seen == pytest.approx(below, rel=1e-3)
 
 
 def test_the_column_below_a_surface_element_tapers_with_curvature():
     # Straight walls along the normals of a column of radius R: area times (h - h^2 / 2R), a piece of a ring.
     hole = make_tie_hole(0.020, 0.030, taper=1.0)
-    assert hole.volumes(1 / 0.3)[0] == approx(hole.rim_area_m2 * (0.030 - 0.030**2 / 0.6))
-    assert hole.volumes(0.0)[0] == approx(hole.rim_area_m2 * 0.030)
+    assert hole.volumes(1 / 0.3)[0] == pytest.approx(hole.rim_area_m2 * (0.030 - 0.030**2 / 0.6))
+    assert hole.volumes(0.0)[0] == pytest.approx(hole.rim_area_m2 * 0.030)
 
 
 @given(
@@ -69,7 +68,7 @@ def test_developing_inverts_placing(kind, s, t, depth_m):
     surface = wall.points(np.array([[s, t]]))
     np.testing.assert_allclose(surface - depth_m * wall.normals([[s, t]]), point, atol=1e-12)
     distance = wall.intersect(surface + 0.2 * wall.normals([[s, t]]), -wall.normals([[s, t]]))
-    assert distance == approx(0.2)
+    assert distance == pytest.approx(0.2)
 
 
 def test_curved_walls_touch_the_plane_in_the_middle_and_keep_lengths():
@@ -90,9 +89,11 @@ def test_rays_see_exactly_the_truth(scene):
         cell = np.prod((high - low) / n)
         hits = rays_along_normal(scene, np.stack([s.ravel(), t.ravel()], axis=1))
         depth = (hits.distance_m - 0.1)[hits.surface_id == hole.id]
-        assert len(depth) * cell == approx(hole.area_m2, rel=5e-3)
-        assert np.sum(depth - scene.wall.curvature_per_m / 2 * depth**2) * cell == approx(hole.volume_m3, rel=5e-3)
-        assert depth.max() == approx(hole.depth_max_m, rel=0.02)
+        assert len(depth) * cell == pytest.approx(hole.area_m2, rel=5e-3)
+        assert np.sum(depth - scene.wall.curvature_per_m / 2 * depth**2) * cell == pytest.approx(
+            hole.volume_m3, rel=5e-3
+        )
+        assert depth.max() == pytest.approx(hole.depth_max_m, rel=0.02)
 
 
 def test_the_rim_keeps_its_area_and_length_on_a_curved_wall():
@@ -100,8 +101,8 @@ def test_the_rim_keeps_its_area_and_length_on_a_curved_wall():
     for hole in scene.holes:
         fan = hole.rim - hole.centre
         area = np.linalg.norm(np.cross(fan, np.roll(fan, -1, axis=0)), axis=1).sum() / 2
-        assert area == approx(hole.area_m2, rel=3e-3)
-        assert hole.equivalent_diameter_m == approx(2 * math.sqrt(hole.area_m2 / math.pi))
+        assert area == pytest.approx(hole.area_m2, rel=3e-3)
+        assert hole.equivalent_diameter_m == pytest.approx(2 * math.sqrt(hole.area_m2 / math.pi))
         np.testing.assert_allclose(np.hypot(hole.rim[:, 0] - 0.25, hole.rim[:, 1] - 0.3), 0.3, atol=1e-12)
 
 
@@ -116,7 +117,7 @@ def test_truth_is_consistent(scene):
         rim = shapely.Polygon(hole.rim_developed)
         assert rim.is_valid
         assert rim.exterior.is_ccw
-        assert rim.area == approx(hole.area_m2)
+        assert rim.area == pytest.approx(hole.area_m2)
     assert any(h.void_volume_m3 > 1.1 * h.volume_m3 for h in scene.holes if h.shape == 'undercut')
 
 
@@ -130,7 +131,7 @@ def test_rims_are_disjoint_and_touching_pairs_keep_a_thin_wall():
             near = tree.query(rim, 'dwithin', distance=0.001)
             gaps += [rim.distance(rims[other]) for other in near if other > index]
     assert len(gaps) > 0
-    assert 0.0000999 < min(gaps)
+    assert min(gaps) > 0.0000999
     assert max(gaps) < 0.000501  # all others keep 1 mm
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +28,8 @@ _TILE = 1024
 class Texture:
     """A picture that repeats or ends, sampled without aliasing: halved copies are made when they are needed."""
 
-    def __init__(self, picture: NDArray[np.generic], *, repeats: bool) -> None:
-        self._levels = [picture]
+    def __init__(self, picture: Image | NDArray[np.uint8], *, repeats: bool) -> None:
+        self._levels: list[Any] = [picture]
         self._border = cv2.BORDER_WRAP if repeats else cv2.BORDER_CONSTANT
         self._repeats = repeats
 
@@ -107,8 +108,8 @@ class Joints:
 class Decal:
     """Something flat on the wall: reflectance becomes r * (1 + a (tint - 1)) + a * paint for its opacity a.
 
-    left_m, top_m: developed coordinates of its corner; opacity: (h, w), 255 is opaque, row 0 at the top; outline: (n, 2),
-    developed coordinates.
+    left_m, top_m: developed coordinates of its corner; opacity: (h, w), 255 is opaque, row 0 at the top; outline:
+    (n, 2), developed coordinates.
     """
 
     kind: str
@@ -202,8 +203,8 @@ def _concrete(rng: np.random.Generator) -> tuple[Array, tuple[Layer, ...], tuple
     def gain(amplitude: float, hue: float) -> Array:
         return amplitude * (1 + hue * rng.standard_normal() * np.array([1.0, 0.1, -0.6]))
 
-    # Pictures of concrete hold about the same contrast in every octave: amplitude falls as 1 / frequency. Per octave it is
-    # 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces; a tile of ten octaves has about three times that.
+    # Pictures of concrete hold about the same contrast in every octave: amplitude falls as 1 / frequency. Per octave it
+    # is 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces; a tile of ten octaves has about three times that.
     contrast = float(np.clip(rng.lognormal(math.log(0.06), 0.5), 0.015, 0.2))
     fine = _uneven(_spectral_tile(rng, rng.uniform(0.7, 1.15)), rng)
     mottle = _uneven(_spectral_tile(rng, rng.uniform(0.9, 1.3)), rng)
@@ -368,7 +369,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cells: float) -> I
     return total
 
 
-def _step(value: Image, softness: float) -> Image:
+def _step(value: NDArray[Any], softness: float) -> Image:
     """0 below -softness, 1 above +softness, smooth between."""
     x = np.clip(value / (2 * softness) + 0.5, 0, 1)
     return np.asarray(x * x * (3 - 2 * x), dtype=np.float32)
@@ -489,8 +490,9 @@ def _crack(rng: np.random.Generator) -> _Drawing:
     middle = np.full(2, size * supersample / 2)
     start = middle - 0.5 * size * supersample * 0.9 * np.array([math.cos(turn), math.sin(turn)])
     draw(start, turn, int(size * supersample * 0.9 / 5), width_m, rng.choice([0.0, 0.004, 0.012]))
-    opacity = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    return opacity, texel_m, np.full(3, rng.uniform(0.05, 0.4)), np.full(3, 0.005)
+    opacity = np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA) / 255, dtype=np.float32)
+    tint: Array = np.full(3, rng.uniform(0.05, 0.4))
+    return opacity, texel_m, tint, 0.005 + _BLACK
 
 
 def _slit(rng: np.random.Generator) -> _Drawing:

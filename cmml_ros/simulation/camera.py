@@ -37,11 +37,11 @@ _BACKGROUND = 0.05  # shading times albedo of whatever lies beside the wall
 class View:
     """What each pixel of a camera sees.
 
-    pixel_m: size of a pixel on the wall, at its median depth. developed: (H, W, 2) float32, where the ray of the pixel's
-    centre enters the wall surface, NaN beside the wall. normals: (H, W, 3) float32 of the intact wall. hole_ids: (H, W)
-    int32 of the airhole at the pixel's centre, 0 for the wall, -1 for nothing. depth_m: (H, W) float32 along z, inf for
-    nothing. coverage: (H, W) float32, share of the pixel inside the rim of an airhole; opening: the same
-    with tie holes. cavities: (H, W) int32, index of a cavity that the pixel sees, even in part, -1 for none.
+    pixel_m: size of a pixel on the wall, at its median depth. developed: (H, W, 2) float32, where the ray of the
+    pixel's centre enters the wall surface, NaN beside the wall. normals: (H, W, 3) float32 of the intact wall.
+    hole_ids: (H, W) int32 of the airhole at the pixel's centre, 0 for the wall, -1 for nothing. depth_m: (H, W) float32
+    along z, inf for nothing. coverage: (H, W) float32, share of the pixel inside the rim of an airhole; opening: the
+    same with tie holes. cavities: (H, W) int32, index of a cavity that the pixel sees, even in part, -1 for none.
     sample_*: rays that enter cavities: flat pixel index (n,), point and normal (n, 3) where they end, cavity (n,).
     """
 
@@ -65,8 +65,8 @@ class View:
 class Rendering:
     """A picture and what is true about each of its pixels; arrays as in View.
 
-    image: (H, W, 3) uint8 BGR. shading: (H, W, 3) float32 BGR, irradiance over that of the unshadowed wall in the middle
-    of the picture. albedo: (H, W, 3) float32 BGR, with the small bumps of the surface under this light.
+    image: (H, W, 3) uint8 BGR. shading: (H, W, 3) float32 BGR, irradiance over that of the unshadowed wall in the
+    middle of the picture. albedo: (H, W, 3) float32 BGR, with the small bumps of the surface under this light.
     """
 
     image: NDArray[np.uint8]
@@ -199,9 +199,10 @@ def look_at(scene: Scene, view: View, light: Light) -> Image:
 def shade_fast(scene: Scene, view: View, light: Light, rng: np.random.Generator) -> Image:
     """Shading (H, W, 3), BGR, of wall and cavities, without a path tracer.
 
-    Light between the sides of a cavity: a shell of area S and reflectance p under a rim of area R loses the share F = R / S of
-    what it reflects through the rim (reciprocity), so that the flux E R through the rim makes a mean irradiance of
-    E F / (1 - p (1 - F)). What exceeds the direct part is spread by how much of the shell each point sees.
+    Light between the sides of a cavity: a shell of area S and reflectance p under a rim of area R loses the share
+    F = R / S of what it reflects through the rim (reciprocity), so that the flux E R through the rim makes a mean
+    irradiance of E F / (1 - p (1 - F)). What exceeds the direct part is spread by how much of the shell each point
+    sees.
     """
     points, normals, cavities = view.sample_points, view.sample_normals, view.sample_cavities
     start = points + _SKIN_M * normals

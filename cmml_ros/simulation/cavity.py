@@ -25,8 +25,8 @@ Shape = Literal['cap', 'ellipsoid', 'irregular', 'undercut']
 class Cavity:
     """A closed shell under its rim: rings of as many vertices as the rim has, from the rim down to one lowest vertex.
 
-    middle: (2,). rim: (n, 2) counter-clockwise seen from outside, star-shaped about the middle. vertices: (v, 3); faces:
-    (f, 3) with normals into the void.
+    middle: (2,). rim: (n, 2) counter-clockwise seen from outside, star-shaped about the middle. vertices: (v, 3);
+    faces: (f, 3) with normals into the void.
     """
 
     middle: Array
@@ -60,7 +60,7 @@ class Cavity:
         rim = shapely.Polygon(self.rim)
         shapely.prepare(rim)
         floor, floor_areas = corners[areas > 0], areas[areas > 0]
-        triangles = shapely.polygons(floor[:, :, :2])
+        triangles = np.asarray(shapely.polygons(floor[:, :, :2]))
         inside = shapely.contains(rim, triangles)
         visible = float(np.sum((floor_areas * _mean_height(floor[:, :, 2], curvature_per_m))[inside]))
         cut = np.flatnonzero(~inside & shapely.intersects(rim, triangles))
@@ -100,7 +100,7 @@ def make_airhole(shape: Shape, diameter_m: float, depth_ratio: float, rng: np.ra
     if shape not in get_args(Shape):
         raise SceneError(f'unknown shape of airhole "{shape}"; known are {", ".join(get_args(Shape))}')
     n = int(np.clip(diameter_m / 0.00015, 48, 96))
-    angles = np.arange(n) * (2 * math.pi / n)
+    angles = np.linspace(0.0, 2 * math.pi, n, endpoint=False)
     shift, roughness, flatness = np.zeros(2), 0.0, 1.0
     # A sphere cut at this angle from its lowest point has depth / diameter = tan(angle / 2) / 2.
     opening = 2 * math.atan(2 * depth_ratio)

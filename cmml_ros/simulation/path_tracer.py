@@ -82,11 +82,11 @@ def trace_cavity(
             'position': place.tolist(),
             'intensity': _rgb(light.lamp_power * _PER_M**2),
         }
-    radiance = np.array(mi.render(mi.load_dict(scene), sensor=sensor, seed=seed), dtype=np.float64)[..., ::-1]
-    irradiance = np.nan_to_num(radiance * (math.pi / reflectance))
+    radiance: Array = np.array(mi.render(mi.load_dict(scene), sensor=sensor, seed=seed), dtype=np.float64)[..., ::-1]
+    irradiance: Array = np.nan_to_num(radiance * (math.pi / reflectance))
     if maps is not None:
-        irradiance = cv2.remap(irradiance, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(irradiance)
+        irradiance = np.asarray(cv2.remap(irradiance, *maps, cv2.INTER_LINEAR), dtype=np.float64)
+    return irradiance
 
 
 def _mitsuba() -> ModuleType:
@@ -94,7 +94,7 @@ def _mitsuba() -> ModuleType:
 
     if mitsuba.variant() is None:
         mitsuba.set_variant('scalar_rgb')
-    return mitsuba  # type: ignore[no-any-return]
+    return mitsuba
 
 
 def _mesh(mi: ModuleType, vertices: Array, faces: NDArray[np.int32], reflectance: float) -> Any:

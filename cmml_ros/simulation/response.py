@@ -19,9 +19,9 @@ class Response:
     """A camera's answer to light.
 
     level: linear value, 1 is white, to which the brighter side of the picture is exposed. vignetting: light lost in the
-    corners. defocus_px: radius of the blur disc. motion_px, motion_rad: length and direction of motion blur. glare: share
-    of the mean light spread over the picture. shot_noise, read_noise: deviation of white and of black, over white.
-    contrast: strength of an S-shaped tone curve. saturation: 1 leaves colours alone. white_balance: BGR gains.
+    corners. defocus_px: radius of the blur disc. motion_px, motion_rad: length and direction of motion blur. glare:
+    share of the mean light spread over the picture. shot_noise, read_noise: deviation of white and of black, over
+    white. contrast: strength of an S-shaped tone curve. saturation: 1 leaves colours alone. white_balance: BGR gains.
     sharpening: strength of an unsharp mask. jpeg_quality: 100 leaves the picture alone.
     """
 
@@ -84,31 +84,29 @@ def _lens(light: Image, response: Response) -> Image:
         light *= (1 - np.float32(response.vignetting) * (x * x + y * y) / np.float32(width**2 + height**2))[..., None]
     if response.glare:
         light = (1 - response.glare) * light + np.float32(response.glare) * light.mean(axis=(0, 1))
-    if response.defocus_px > 0.1:
-        light = (
-            cv2.GaussianBlur(light, (0, 0), response.defocus_px)
-            if response.defocus_px < 1
-            else cv2.filter2D(light, -1, _disc(response.defocus_px))
-        )
+    if response.defocus_px >= 1:
+        light = np.asarray(cv2.filter2D(light, -1, _disc(response.defocus_px)), dtype=np.float32)
+    elif response.defocus_px > 0.1:
+        light = np.asarray(cv2.GaussianBlur(light, (0, 0), response.defocus_px), dtype=np.float32)
     if response.motion_px > 0.5:
-        light = cv2.filter2D(light, -1, _line(response.motion_px, response.motion_rad))
-    return light.astype(np.float32, copy=False)
+        light = np.asarray(cv2.filter2D(light, -1, _line(response.motion_px, response.motion_rad)), dtype=np.float32)
+    return light
 
 
-def _disc(radius: float) -> NDArray[np.float32]:
+def _disc(radius: float) -> Image:
     half = math.ceil(radius)
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     kernel = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
-def _line(length: float, angle: float) -> NDArray[np.float32]:
+def _line(length: float, angle: float) -> Image:
     half = math.ceil(length / 2) + 1
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     along = np.abs(x * math.cos(angle) + y * math.sin(angle))
     across = np.abs(-x * math.sin(angle) + y * math.cos(angle))
     kernel = np.clip(length / 2 + 0.5 - along, 0, 1) * np.clip(1 - across, 0, 1)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return np.asarray(kernel / kernel.sum(), dtype=np.float32)
 
 
 def _develop(light: Image, response: Response) -> NDArray[np.uint8]:

@@ -40,8 +40,8 @@ class AirholeTruth:
 
     rim: (n, 3) polygon on the surface, counter-clockwise seen from outside; rim_developed: (n, 2) the same in developed
     coordinates. area_m2: of the rim polygon on the surface. major_axis_m, minor_axis_m: of the ellipse with the second
-    moments of the rim polygon. depth_max_m and volume_m3: over the rim polygon, down to the first surface seen along the
-    inward normal. void_volume_m3: all that is missing, with what an undercut rim hides. normal points out of the wall.
+    moments of the rim polygon. depth_max_m and volume_m3: over the rim polygon, down to the first surface seen along
+    the inward normal. void_volume_m3: all that is missing, with what an undercut rim hides. normal points out.
     """
 
     id: int
@@ -133,7 +133,7 @@ class Scene:
         rays = np.zeros((len(developed), 6), dtype=np.float32)
         rays[:, :2] = developed
         rays[:, 2], rays[:, 5] = 1.0, -1.0
-        primitive = self._lids.scene.cast_rays(o3d.core.Tensor(rays))['primitive_ids'].numpy()
+        primitive = self._lids.scene.cast_rays(o3d.core.Tensor.from_numpy(rays))['primitive_ids'].numpy()
         return self._lids.owners(primitive)
 
     def cast_inside(self, origins: Array, directions: Array) -> tuple[Array, Array, NDArray[np.int32]]:
@@ -143,7 +143,7 @@ class Scene:
         (N, 3) and index into `cavities` (N,), -1 for none.
         """
         rays = np.hstack([origins, directions]).astype(np.float32)
-        answer = self._shells.scene.cast_rays(o3d.core.Tensor(rays))
+        answer = self._shells.scene.cast_rays(o3d.core.Tensor.from_numpy(rays))
         cavity = self._shells.owners(answer['primitive_ids'].numpy())
         return answer['t_hit'].numpy().astype(np.float64), answer['primitive_normals'].numpy(), cavity
 
@@ -179,7 +179,7 @@ class _OwnedScene:
         starts = np.cumsum([0] + [len(vertices) for vertices, _ in meshes[:-1]])
         vertices = np.vstack([vertices for vertices, _ in meshes]).astype(np.float32)
         faces = np.vstack([faces + start for (_, faces), start in zip(meshes, starts, strict=True)]).astype(np.uint32)
-        self.scene.add_triangles(o3d.core.Tensor(vertices), o3d.core.Tensor(faces))
+        self.scene.add_triangles(o3d.core.Tensor.from_numpy(vertices), o3d.core.Tensor.from_numpy(faces))
 
     def owners(self, primitives: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Index of the mesh of each triangle, -1 where no triangle was met."""
