@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from cmml_ros.mapping.defect_map import MapEntry
 from cmml_ros.measurement.defect import Status
@@ -50,6 +51,7 @@ def write_report(path: Path, summary: Summary, entries: Sequence[MapEntry], pict
     environment.filters['color'] = lambda status: '#{:02x}{:02x}{:02x}'.format(*STATUS_COLORS_RGB[status])
     environment.filters['data_uri'] = _data_uri
     environment.filters['utc'] = format_utc
+    environment.filters['place'] = format_place
     environment.globals['quantity'] = format_quantity
     measurements = [entry.measurement for entry in entries]
     text = environment.get_template('report.html.j2').render(
@@ -77,6 +79,13 @@ def format_quantity(value: float, std: float = math.nan, factor: float = 1.0) ->
     last_digit = math.floor(math.log10(std)) - 1 if std > 0 else math.floor(math.log10(abs(value) or 1.0)) - 2
     text = _round(value, last_digit)
     return f'{text} ± {_round(std, last_digit)}' if std > 0 else text
+
+
+def format_place(position_m: NDArray[np.float64]) -> str:
+    """x, y, z in metres to the millimetre; a dash when unknown."""
+    if not np.isfinite(position_m).all():
+        return '–'
+    return ', '.join(f'{value:.3f}' for value in position_m.round(3) + 0.0)  # + 0.0: no "-0.000"
 
 
 def format_utc(stamp_ns: int) -> str:

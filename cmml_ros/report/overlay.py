@@ -75,7 +75,7 @@ def _draw_rim(image: Image, defect: Defect, scale: float) -> None:
     rim = np.round(defect.outline_px * 2**_SUBPIXEL_BITS).astype(np.int32).reshape(-1, 1, 2)
     width = max(round(2 * scale), 1)
     # Dark below bright: seen on light and on dark concrete.
-    for color, thickness in (((0, 0, 0), width + 2), (_color(defect), width)):
+    for color, thickness in (((0, 0, 0), width + 1), (_color(defect), width)):
         cv2.polylines(image, [rim], True, color, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
@@ -93,12 +93,14 @@ def _draw_label(image: Image, defect: Defect, scale: float, taken: list[Box]) ->
 
 
 def _draw_legend(image: Image, defects: list[Defect], scale: float) -> Box:
-    """How many airholes there are of each status, bottom left."""
+    """How many airholes there are of each status, in the corner where it hides the fewest of them."""
     counts = Counter(defect.measurement.volume_status for defect in defects)
     lines = [f'{len(defects)} airhole{"" if len(defects) == 1 else "s"}; volume:' if defects else 'no airholes']
     lines += [f'{count} {STATUS_WORDS[status]}' for status, count in sorted(counts.items())]
     width, height = _text_size(lines, scale)
-    box = (_GAP_PX, image.shape[0] - height - _GAP_PX, width, height)
+    right, bottom = image.shape[1] - width - _GAP_PX, image.shape[0] - height - _GAP_PX
+    corners = [(left, top, width, height) for top in (bottom, _GAP_PX) for left in (_GAP_PX, right)]
+    box = min(corners, key=lambda corner: sum(_overlap(corner, defect.roi) for defect in defects))
     colors = [(255, 255, 255), *(STATUS_COLORS_RGB[status][::-1] for status in sorted(counts))]
     _draw_text(image, lines, box, scale, colors)
     return box
