@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmml_ros.mapping.defect_map import MapEntry
+from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.report.html import Picture, format_place, format_quantity, format_utc, write_report
+from cmml_ros.report.summary import Summary
+
+SUMMARY = Summary(
+    bag='pier 3',
+    topics={'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'},
+    model_id='small 1a2b',
+    config={'sync.tolerance_s': 0.05},
+    frames=2,
+    frames_with_cloud=2,
+    frames_in_map=2,
+    counts={'image received': 2},
+    errors={},
+    incomplete={},
+    airholes=1,
+    warnings=(),
+    fault='',
+    range_noise_m=0.0002,
+    timings_s={'total': 1.0},
+)
+MEASUREMENT = Measurement(
+    area_status=Status.MEASURED,
+    volume_status=Status.MEASURED,
+    position=np.array([0.1, -0.0001, 2.0]),
+    area_m2=78.54e-6,
+    area_std_m2=1.23e-6,
+    equivalent_diameter_m=0.010,
+    depth_max_m=0.0031,
+    depth_max_std_m=0.0002,
+    volume_m3=1234e-9,
+    volume_std_m3=56e-9,
+)
+ENTRY = MapEntry(1, 0, 'map', MEASUREMENT, 0.9, 2, 1_700_000_000_123_000_000, 1_700_000_001_000_000_000)
+
+
+class Text(HTMLParser):
+    """The text of every table cell, and every address that the page would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in ('td', 'dd'):
+            self.cells.append('')
+        self.addresses += [value or '' for name, value in attributes if name in ('src', 'href')]
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data.strip()
+
+
+def render(tmp_path: Path, summary: Summary = SUMMARY, entries: tuple[MapEntry, ...] = (ENTRY,)) -> str:
+    picture = Picture(tmp_path / '1.jpg', 1_700_000_000_123_000_000, 1)
+    picture.path.write_bytes(b'\xff\xd8jpeg')
+    write_report(tmp_path / 'report.html', summary, entries, [picture])
+    return (tmp_path / 'report.html').read_text(encoding='utf-8')
+
+
+def test_the_report_states_the_figures_with_their_deviation(tmp_path: Path):
+    cells = Text(render(tmp_path)).cells
+    row = cells.index('1', 7)  # after the facts at the top
+    assert cells[row : row + 7] == [
+        '1', '10.0', '78.5 ± 1.2', '3.10 ± 0.20', '1\u202f234 ± 56', 'measured', '0.100, 0.000, 2.000'
+    ]  # fmt: skip
+
+
+def test_the_report_needs_nothing_else(tmp_path: Path):
+    page = render(tmp_path)
+    assert Text(page).addresses == ['data:image/jpeg;base64,/9hqcGVn']
+    assert '2023-11-14 22:13:20.123 UTC' in page
+
+
+def test_what_is_wrong_stands_at_the_top_and_text_is_escaped(tmp_path: Path):
+    summary = dataclasses.replace(SUMMARY, bag='<b>', fault='pier.mcap: cut <off>', warnings=('no metadata.yaml',))
+    page = render(tmp_path, summary)
+    assert '<h1>Airholes in &lt;b&gt;</h1>' in page
+    assert 'cut &lt;off&gt;' in page.split('<dl')[0]
+    assert 'no metadata.yaml' in page.split('<dl')[0]
+
+
+def test_unknown_is_a_dash_and_a_bound_is_a_bound(tmp_path: Path):
+    below = dataclasses.replace(
+        MEASUREMENT,
+        volume_status=Status.BELOW_DETECTION_LIMIT,
+        depth_max_m=nan,
+        volume_m3=2e-9,
+        volume_upper_bound_m3=12.3e-9,
+    )
+    cells = Text(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=below),))).cells
+    assert '< 12.3' in cells
+    assert 'below detection limit' in cells
+    unknown = Measurement.unknown(Status.NO_TRANSFORM, 'no extrinsic')
+    cells = Text(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=unknown),))).cells
+    assert cells.count('–') >= 5
+
+
+def test_nothing_found_is_said(tmp_path: Path):
+    assert 'None found in 2 frames.' in render(tmp_path, entries=())
+
+
+@pytest.mark.parametrize(
+    ('value', 'std', 'text'),
+    [
+        (78.54, 1.23, '78.5 ± 1.2'),
+        (106983.0, 11345.0, '107\u202f000 ± 11\u202f000'),
+        (0.00123, 0.00045, '0.00123 ± 0.00045'),
+        (5.0, nan, '5.00'),
+        (14905.3, nan, '14\u202f900'),
+        (0.0, nan, '0.00'),
+        (nan, 1.0, '–'),
+    ],
+)
+def test_figures_are_rounded_to_their_deviation(value: float, std: float, text: str):
+    assert format_quantity(value, std) == text
+
+
+def test_times_and_places():
+    assert format_utc(1_700_000_000_123_456_789) == '2023-11-14 22:13:20.123 UTC'
+    assert format_utc(12_345_000_000) == '12.345 s'
+    assert format_place(np.array([1.0, -0.0004, nan])) == '–'
+    assert format_place(np.array([1.0, -0.0004, 2.0])) == '1.000, 0.000, 2.000'
