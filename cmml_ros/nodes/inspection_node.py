@@ -56,14 +56,14 @@ class InspectionNode(Node):
         self._topics = {name: self.resolve_topic_name(name) for name in names}
         self._inspector = Inspector(config)
         self._assembler = Assembler(config.sync, *(self._topics[name] for name in names[:3]))
-        self._lock = threading.Lock()  # the assembler is fed by the executor and read by the worker
-        self._map = DefectMap(config.map)
+        self._map = DefectMap(config.map, config.sync.map_frame)
         self._map_frame = config.sync.map_frame
         self._map_due_s = math.inf
         self._publishers = InspectionPublishers(self)
         self._diagnostics = Diagnostics(self, self._topics)
         self._latest_stamp_ns = 0
         self._results_reported = 0
+        self._problem: str | None = None
         self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._worker = threading.Thread(target=self._work, name='inspector', daemon=True)
         self._worker.start()
@@ -105,9 +105,8 @@ class InspectionNode(Node):
     ) -> Subscription:
         def on_message(message: Any) -> None:
             try:
+                add(message)
                 self._diagnostics.received(name, message)
-                with self._lock:
-                    add(message)
             except CmmlError as error:
                 self._reject(error)
             self._wake.set()
@@ -134,23 +133,16 @@ class InspectionNode(Node):
                 if self._reset.is_set():
                     self._reset.clear()
                     self._clear_map()
-                with self._lock:
-                    frames = self._assembler.take()
-                    faults = list(self._assembler.errors)
-                    self._assembler.errors.clear()
-                    if len(frames) > 1:
-                        self._assembler.drop(len(frames) - 1, 'a newer frame was ready')
-                for fault in faults:
-                    self._reject(fault)
-                if frames:
-                    self._inspect(frames[-1])
+                for frame in self._assembler.take(newest_only=True):
+                    self._inspect(frame)
+                while self._assembler.errors:
+                    self._reject(self._assembler.errors.popleft())
                 if time.monotonic() >= self._map_due_s:
                     self._publish_map()
             except Exception as error:  # one frame is lost, never the node
                 what = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
                 self.get_logger().error(f'one frame lost: {what}', throttle_duration_sec=1.0)
-                with self._lock:
-                    self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
+                self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
 
     def _inspect(self, frame: Frame) -> None:
         if frame.stamp_ns < self._latest_stamp_ns:
@@ -185,20 +177,16 @@ class InspectionNode(Node):
         self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
     def _diagnose(self) -> None:
-        with self._lock:
-            counts, problem = dict(self._assembler.counts), self._assembler.problem()
-        self._diagnostics.publish(counts, problem)
+        self._diagnostics.publish(self._assembler.counts, self._problem)
 
     def _report_silence(self) -> None:
         """One line when the last period brought no result: what is missing, and the likely cause."""
+        self._problem = self._assembler.problem()
         results, self._results_reported = self._results_reported, self._diagnostics.results
-        if results != self._results_reported:
-            return
-        with self._lock:
-            problem = self._assembler.problem()
-        causes = [cause for cause in (explain_silence(self, topic) for topic in self._required) if cause]
-        text = '; '.join([problem or 'all inputs arrive, the frame in work is not finished', *causes])
-        self.get_logger().warning(f'no result for {_SILENCE_S:.0f} s: {text}')
+        if results == self._results_reported:
+            causes = [self._problem, *(explain_silence(self, inputs) for inputs in self._required)]
+            text = '; '.join(filter(None, causes)) or 'all inputs arrive, the frame in work is not finished'
+            self.get_logger().warning(f'no result for {_SILENCE_S:.0f} s: {text}')
 
 
 def main() -> int:

@@ -18,19 +18,11 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from cmml_ros.inspector import Inspection
 from cmml_ros.mapping.defect_map import MapEntry
-from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.measurement.defect import Measurement
 from cmml_ros.msg import CalibrationCheck, DefectArray
 from cmml_ros.msg import Defect as DefectMessage
-from cmml_ros.report.overlay import draw_overlay
+from cmml_ros.report.overlay import STATUS_COLORS_RGB, draw_overlay, label_lines
 
-_STATUS_COLOURS = {
-    Status.MEASURED: (0.1, 0.8, 0.2),
-    Status.SHAPE_PRIOR: (1.0, 0.8, 0.1),
-    Status.BELOW_DETECTION_LIMIT: (0.2, 0.6, 1.0),
-    Status.NO_POINTS: (0.6, 0.6, 0.6),
-    Status.NO_TRANSFORM: (0.6, 0.6, 0.6),
-    Status.CUT_BY_BORDER: (0.8, 0.3, 0.8),
-}
 _RIM_WIDTH_M = 0.0005
 _LABEL_HEIGHT_M = 0.004
 _LABEL_DISTANCE_M = 0.005
@@ -177,7 +169,7 @@ def make_markers(header: Header, defect_id: int, measurement: Measurement | None
     )
     if measurement is None:
         return [rim, label]
-    red, green, blue = _STATUS_COLOURS[measurement.volume_status]
+    red, green, blue = (level / 255.0 for level in STATUS_COLORS_RGB[measurement.volume_status])
     for marker in (rim, label):
         marker.action = Marker.ADD
         marker.pose.orientation.w = 1.0
@@ -188,18 +180,8 @@ def make_markers(header: Header, defect_id: int, measurement: Measurement | None
     label.type = Marker.TEXT_VIEW_FACING
     label.scale.z = _LABEL_HEIGHT_M
     label.pose.position = _make_point(measurement.position + _LABEL_DISTANCE_M * measurement.normal)
-    label.text = describe(measurement)
+    label.text = '\n'.join(label_lines(measurement))
     return [rim, label]
-
-
-def describe(measurement: Measurement) -> str:
-    """Diameter and volume of one airhole for a label; what is unknown says so."""
-    diameter = f'{measurement.equivalent_diameter_m * 1e3:.1f} mm'
-    if math.isfinite(measurement.volume_m3):
-        return f'{diameter}\n{measurement.volume_m3 * 1e9:.0f} mm\u00b3'
-    if math.isfinite(measurement.volume_upper_bound_m3):
-        return f'{diameter}\n< {measurement.volume_upper_bound_m3 * 1e9:.0f} mm\u00b3'
-    return f'{diameter}\n{measurement.volume_status.name.lower().replace("_", " ")}'
 
 
 def _make_point(point: NDArray[np.float64]) -> Point:
