@@ -42,7 +42,7 @@ class TrainConfig:
     weight_decay: float = setting(1e-2, 'AdamW weight decay', low=0.0, high=1.0)
     average_decay: float = setting(0.998, 'decay of the averaged weights that are shipped', low=0.0, high=0.99999)
     workers: int = setting(2, 'processes that make crops', low=0, high=256)
-    checkpoint_every_s: float = setting(120.0, 'a resumable checkpoint this often', unit='s', low=1.0, high=86400.0)
+    checkpoint_every_s: float = setting(120.0, 'a resumable checkpoint this often', unit='s', low=0.0, high=86400.0)
 
 
 class _Run:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmml_ros.config import setting
+from cmml_ros.errors import SceneError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.simulation.camera import look_at, see, shade_path
 from cmml_ros.simulation.light import draw_light
-from cmml_ros.simulation.scene import make_scene
+from cmml_ros.simulation.scene import Scene, make_scene
 from cmml_ros.simulation.wall import Kind, Wall
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 # Shading and albedo are stored as square roots in bytes: fine in the dark, where airholes are.
 _BRIGHTEST = 2.0
 _FOCAL_PX = 1000.0
+_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -68,39 +70,47 @@ def prepare_views(config: ViewConfig, folder: Path, seed: int) -> list[Path]:
 
 def render_view(config: ViewConfig, rng: np.random.Generator) -> TrainingView:
     """A wall, a light and a viewpoint drawn at random."""
-    pixel_m = float(np.exp(rng.uniform(math.log(config.pixel_min_m), math.log(config.pixel_max_m))))
-    distance_m = _FOCAL_PX * pixel_m
-    width_m, height_m = 1.6 * config.width * pixel_m, 1.6 * config.height * pixel_m
-    # Airholes from a few pixels to a third of the picture: a wide range of sizes, whatever the distance.
-    largest_m = float(np.clip(0.3 * config.height * pixel_m, 0.004, 0.030))
-    smallest_m = min(max(0.002, 3.0 * pixel_m), 0.5 * largest_m)
-    area_m2 = width_m * height_m
-    middle_m = math.sqrt(smallest_m * largest_m)
-    count = int(np.clip(rng.uniform(0.01, 0.05) * area_m2 / middle_m**2, 4, 70))
-    kind: Kind = rng.choice(get_args(Kind), p=[0.7, 0.15, 0.15])
-    if kind == 'column':
-        width_m = min(width_m, 0.6)
-    scene = make_scene(
-        kind,
-        int(rng.integers(2**31)),
-        width_m=width_m,
-        height_m=height_m,
-        airhole_count=count,
-        diameter_range_m=(smallest_m, largest_m),
-        distractor_density=float(rng.uniform(0.5, 2.0)),
-    )
+    scene, distance_m = _draw_scene(config, rng)
     camera = Camera(config.width, config.height, _FOCAL_PX, _FOCAL_PX, (config.width - 1) / 2, (config.height - 1) / 2)
     T_scene_camera = _stand_before(scene.wall, distance_m, rng)
     light = draw_light(rng, distance_m)
     view = see(scene, camera, T_scene_camera, rng)
     shading = shade_path(scene, view, light, config.samples, int(rng.integers(2**31)))
-    sound = dataclasses.replace(scene, holes=())
-    albedo = look_at(sound, view, light)
+    albedo = look_at(dataclasses.replace(scene, holes=()), view, light)
     dirt = look_at(scene, view, light) / np.maximum(albedo, 1e-6)
     depth_m = np.where(np.isfinite(view.depth_m), view.depth_m, np.float32(distance_m)).astype(np.float32)
     return TrainingView(
         np.nan_to_num(shading * dirt), np.nan_to_num(albedo), view.coverage, np.maximum(view.hole_ids, 0), depth_m
     )
+
+
+def _draw_scene(config: ViewConfig, rng: np.random.Generator) -> tuple[Scene, float]:
+    """A wall somewhat larger than the view, and the distance to it; drawn again when the airholes do not fit."""
+    for _ in range(_DRAWS):
+        pixel_m = float(np.exp(rng.uniform(math.log(config.pixel_min_m), math.log(config.pixel_max_m))))
+        kind: Kind = rng.choice(get_args(Kind), p=[0.7, 0.15, 0.15])
+        width_m, height_m = 1.6 * config.width * pixel_m, 1.6 * config.height * pixel_m
+        if kind == 'column':
+            width_m = min(width_m, 0.6)
+        # Airholes from a few pixels to a third of the picture: a wide range of sizes, whatever the distance.
+        largest_m = float(np.clip(0.3 * config.height * pixel_m, 0.004, 0.030))
+        smallest_m = min(max(0.002, 3.0 * pixel_m), 0.5 * largest_m)
+        count = int(np.clip(rng.uniform(0.01, 0.05) * width_m * height_m / (smallest_m * largest_m), 4, 70))
+        try:
+            scene = make_scene(
+                kind,
+                int(rng.integers(2**31)),
+                width_m=width_m,
+                height_m=height_m,
+                airhole_count=count,
+                diameter_range_m=(smallest_m, largest_m),
+                distractor_density=float(rng.uniform(0.5, 2.0)),
+            )
+        except SceneError as error:
+            log.debug('a wall is drawn again: %s', error)
+            continue
+        return scene, _FOCAL_PX * pixel_m
+    raise SceneError(f'{_DRAWS} walls of {config.width}x{config.height} pixels had no room for their airholes')
 
 
 def load_view(path: Path) -> TrainingView:
