@@ -142,7 +142,7 @@ class Assembler:
     def flush(self) -> list[Frame]:
         """What still waits at the end of a recording, in stamp order, each with what is known for it."""
         with self._lock:
-            self._pending.extend(self._synchronizer.flush())
+            self._enqueue(self._synchronizer.flush())
             while self._pending:
                 self._release_first(final=True)
         return self.take()
@@ -207,11 +207,14 @@ class Assembler:
         if not self._newest_stamp_ns:
             self._first_time_ns = self._synchronizer.newest_time_ns or 0
         self._newest_stamp_ns[name] = stamp_ns
+        self._enqueue(pairs)
+        self._advance()
+
+    def _enqueue(self, pairs: list[Pair[Any, Any]]) -> None:
         self._pending.extend(pairs)
         for pair in pairs:
             self._health.unpaired_reason = pair.reason or self._health.unpaired_reason
             self._health.paired += not pair.reason
-        self._advance()
 
     def _advance(self) -> None:
         """Move what is complete, or has waited long enough, from pending to ready."""
@@ -319,5 +322,5 @@ class Assembler:
             )
         return (
             f'"{self._image_topic}" and "{self._points_topic}" do not pair: {reason}; synchronise the clocks, '
-            'or set sync.camera_offset_s or sync.lidar_offset_s'
+            'set sync.camera_offset_s or sync.lidar_offset_s, or raise sync.queue_size'
         )

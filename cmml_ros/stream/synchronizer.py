@@ -43,6 +43,7 @@ class _QueuedCloud(Generic[CloudT]):
 class _WaitingImage(Generic[ImageT, CloudT]):
     time_ns: int
     payload: ImageT
+    evicted_ns: int | None  # newest cloud that had left the full queue before the image came
     nearest: _QueuedCloud[CloudT] | None = None
 
 
@@ -50,10 +51,12 @@ class Synchronizer(Generic[ImageT, CloudT]):
     """Pairs each image with the nearest cloud within `tolerance_s` after the offset of each sensor.
 
     An image waits until no nearer cloud can come: a cloud of the same time is there, or one later by the tolerance.
-    So messages may be out of order by up to the tolerance and still pair alike. One cloud may serve several images.
+    So a cloud that comes out of order still pairs with every image that waits. One cloud may serve several images.
+    Images come out in the order of their stamps; one that comes after a later one has left is dropped.
     When more than `queue_size` images wait, the oldest leaves: with its cloud when one at least as late is there, else
     without. At most `queue_size` clouds wait for images, and as many again are held by waiting images.
-    Images come out in the order of their stamps. Every message that is not used is counted in `counts` by reason.
+    A message older than the newest of its topic by more than MAX_DISORDER_NS means that time has jumped back: all that
+    waits is dropped. Every message that is not used is counted in `counts` by reason.
     """
 
     def __init__(self, config: SyncConfig) -> None:
@@ -95,7 +98,7 @@ class Synchronizer(Generic[ImageT, CloudT]):
             self.counts['image stamp seen before'] += 1
             return []
         self._newest_image_ns = _later(time_ns, self._newest_image_ns)
-        image: _WaitingImage[ImageT, CloudT] = _WaitingImage(time_ns, payload)
+        image: _WaitingImage[ImageT, CloudT] = _WaitingImage(time_ns, payload, self._evicted_ns)
         self._images.insert(index, image)
         for cloud in self._clouds:
             self._offer(cloud, image)
@@ -131,6 +134,11 @@ class Synchronizer(Generic[ImageT, CloudT]):
     def _jump(self) -> None:
         self.counts['time jumped back'] += 1
         self.counts['image lost when time jumped back'] += len(self._images)
+        for image in self._images:
+            if image.nearest is not None:
+                self._release(image.nearest)
+        while self._clouds:
+            self._remove_cloud()
         self._reset()
 
     def _offer(self, cloud: _QueuedCloud[CloudT], image: _WaitingImage[ImageT, CloudT]) -> None:
@@ -141,8 +149,7 @@ class Synchronizer(Generic[ImageT, CloudT]):
         if previous is not None:
             if distance(previous) <= distance(cloud):
                 return
-            previous.candidate_of -= 1
-            self._count_unused(previous)
+            self._release(previous)
         image.nearest = cloud
         cloud.candidate_of += 1
 
@@ -162,29 +169,34 @@ class Synchronizer(Generic[ImageT, CloudT]):
 
     def _pair(self, image: _WaitingImage[ImageT, CloudT], forced: bool = False) -> Pair[ImageT, CloudT]:
         self._last_settled_ns = image.time_ns
-        cloud = image.nearest
-        reason = ''
-        if cloud is None:
-            reason = 'no cloud has come'
-        elif forced and (self._newest_cloud_ns is None or self._newest_cloud_ns < image.time_ns):
-            reason = f'the queue of {self._queue_size} images is full before its cloud has come; raise queue_size'
-        elif abs(cloud.time_ns - image.time_ns) > self._tolerance_ns:
-            offset_s = (cloud.time_ns - image.time_ns) * 1e-9
-            reason = f'the nearest cloud is {offset_s:+.3f} s from the image, tolerance {self._tolerance_ns * 1e-9:g} s'
-        elif self._evicted_ns is not None and abs(self._evicted_ns - image.time_ns) < abs(
-            cloud.time_ns - image.time_ns
-        ):
-            reason = (
-                f'the queue of {self._queue_size} clouds had lost the nearest before the image came; raise queue_size'
-            )
+        cloud, reason = image.nearest, self._explain_missing(image, forced)
         if cloud is not None:
-            cloud.candidate_of -= 1
             cloud.paired |= not reason
-            self._count_unused(cloud)
-        if reason or cloud is None:
+            self._release(cloud)
+        if cloud is None or reason:
             self.counts['image without cloud'] += 1
             return Pair(image.payload, image.time_ns, reason=reason)
         return Pair(image.payload, image.time_ns, cloud.payload, cloud.time_ns)
+
+    def _explain_missing(self, image: _WaitingImage[ImageT, CloudT], forced: bool) -> str:
+        """Why the image has no cloud; empty when it has one."""
+        if image.nearest is None or self._newest_cloud_ns is None:
+            return 'no cloud has come'
+        behind_ns = image.time_ns - self._newest_cloud_ns
+        if forced and behind_ns > 0:
+            return f'{self._queue_size} images wait and the newest cloud is {behind_ns * 1e-9:.3f} s behind the image'
+        offset_ns = image.nearest.time_ns - image.time_ns
+        if abs(offset_ns) > self._tolerance_ns:
+            tolerance_s = self._tolerance_ns * 1e-9
+            return f'the nearest cloud is {offset_ns * 1e-9:+.3f} s from the image, tolerance {tolerance_s:g} s'
+        if image.evicted_ns is not None and abs(image.evicted_ns - image.time_ns) < abs(offset_ns):
+            return f'the nearest cloud had left the queue of {self._queue_size} before the image came'
+        return ''
+
+    def _release(self, cloud: _QueuedCloud[CloudT]) -> None:
+        """One waiting image less holds the cloud."""
+        cloud.candidate_of -= 1
+        self._count_unused(cloud)
 
     def _remove_cloud(self) -> None:
         cloud = self._clouds.pop(0)
