@@ -90,12 +90,12 @@ class DefectMap:
         tracks = [track for track in self._tracks if track.placed]
         if not tracks or not views:
             return {}
-        tree = cKDTree([track.measurement.position for track in tracks])
         reach_m = sum(
             max(self._gate_m(measurement) + _radius_m(measurement) for measurement in measurements)
             for measurements in (views.values(), [track.measurement for track in tracks])
         )
-        nearby = tree.query_ball_point([view.position for view in views.values()], reach_m, return_sorted=True)
+        known = cKDTree([track.measurement.position for track in tracks])
+        nearby = cKDTree([view.position for view in views.values()]).query_ball_tree(known, reach_m)
         costs = {
             (row, column): cost
             for row, view in enumerate(views.values())

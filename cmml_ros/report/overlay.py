@@ -98,6 +98,8 @@ def _draw_legend(image: Image, defects: list[Defect], scale: float) -> Box:
     lines = [f'{len(defects)} airhole{"" if len(defects) == 1 else "s"}; volume:' if defects else 'no airholes']
     lines += [f'{count} {STATUS_WORDS[status]}' for status, count in sorted(counts.items())]
     width, height = _text_size(lines, scale)
+    if 4 * width * height > image.shape[0] * image.shape[1]:
+        return 0, 0, 0, 0  # a thumbnail has no room for it
     right, bottom = image.shape[1] - width - _GAP_PX, image.shape[0] - height - _GAP_PX
     corners = [(left, top, width, height) for top in (bottom, _GAP_PX) for left in (_GAP_PX, right)]
     box = min(corners, key=lambda corner: sum(_overlap(corner, defect.roi) for defect in defects))
