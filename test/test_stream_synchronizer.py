@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -203,3 +204,20 @@ def test_a_jump_back_drops_what_waits():
         'image lost when time jumped back': 2,
         'cloud without image': 1,
     }
+
+
+def test_pairs_what_message_filters_pairs():
+    message_filters = pytest.importorskip('message_filters')
+    time = pytest.importorskip('rclpy.time').Time
+    images, clouds = message_filters.SimpleFilter(), message_filters.SimpleFilter()
+    theirs = message_filters.ApproximateTimeSynchronizer([images, clouds], 10, 0.05)
+    paired = []
+    theirs.registerCallback(lambda image, cloud: paired.append((image.time_ms, cloud.time_ms)))
+    # A camera and a scanner of one rate: each cloud is the nearest of one image only, as message_filters wants it.
+    events = [event for time_ms in range(1000, 2000, 100) for event in (('image', time_ms), ('cloud', time_ms + 20))]
+    for kind, time_ms in events:
+        stamp = time(nanoseconds=time_ms * MS).to_msg()
+        message = SimpleNamespace(header=SimpleNamespace(stamp=stamp), time_ms=time_ms)
+        (images if kind == 'image' else clouds).signalMessage(message)
+    assert len(paired) == 10
+    assert feed(Synchronizer(LARGE), events) == paired
