@@ -62,8 +62,8 @@ def depths_m(cloud: Cloud) -> np.ndarray:
 def test_without_noise_every_point_lies_on_the_wall(sensor: RangeSensor, plane: Scene) -> None:
     cloud = scan(sensor, plane)
     assert len(cloud) > 40_000
-    # The mean over a beam that grazes is a little longer than the range along its axis.
-    assert np.abs(depths_m(cloud)).max() < (2e-4 if isinstance(sensor, TofLidar) else 1e-6)
+    # A beam on the edge of the field sees millimetres of depth, and bright parts of its footprint count more.
+    assert np.abs(depths_m(cloud)).max() < (5e-4 if isinstance(sensor, TofLidar) else 1e-6)
 
 
 def test_depth_camera_has_fifty_thousand_points_or_as_many_as_asked(plane: Scene) -> None:
@@ -112,22 +112,24 @@ def test_dense_points_give_the_volume_of_a_cap(plane: Scene) -> None:
 
 
 def test_calibration_error_belongs_to_the_individual(plane: Scene) -> None:
-    for kind in (DepthCamera, LineProfiler):
-        quiet = {'range_noise_m': 0.0, 'bias_m': 0.0002}
+    for sensor in (
+        replace(EXACT_CAMERA, bias_m=0.0002, width=64, height=36),
+        replace(EXACT_PROFILER, bias_m=0.0002, profiles=4),
+    ):
         first, again, other = (
-            scan(kind(**quiet, serial=serial), plane, seed) for serial, seed in ((1, 1), (1, 2), (2, 1))
+            scan(replace(sensor, serial=serial), plane, seed) for serial, seed in ((1, 1), (1, 2), (2, 1))
         )
         assert np.array_equal(first.points, again.points)
         assert np.abs(depths_m(first) - depths_m(other)).max() > 0.00002
-        deviations = [np.mean(depths_m(scan(kind(**quiet, serial=serial), plane)) ** 2) for serial in range(10)]
-        assert math.sqrt(np.mean(deviations)) == pytest.approx(0.0002, rel=0.4)
+        deviations = [np.mean(depths_m(scan(replace(sensor, serial=serial), plane)) ** 2) for serial in range(30)]
+        assert math.sqrt(np.mean(deviations)) == pytest.approx(0.0002, rel=0.25)
 
 
 def test_depth_camera_loses_and_mixes_points_at_edges(plane: Scene) -> None:
     hole = with_cavity(plane, make_tie_hole(0.030, 0.030, 1.0))
-    cloud = scan(EXACT_CAMERA, hole)
-    # The rim is 94 mm long, a pixel 2.1 mm wide: about 45 pixels cross it, and the projector leaves some floor dark.
-    assert 20 < 298 * 168 - len(cloud) < 150
+    cloud = scan(replace(EXACT_CAMERA, width=730, height=411), hole)
+    # Pixels are 0.86 mm wide: about 110 cross the 94 mm of rim. The projector, 50 mm aside, leaves 3 mm x 30 mm dark.
+    assert 80 < 730 * 411 - len(cloud) < 400
     depth = depths_m(cloud)
     mixed = (depth > 0.004) & (depth < 0.026)
     assert mixed.any()

@@ -49,9 +49,9 @@ class DepthCamera:
 
     The defaults are those of a good industrial camera at half a metre. The deviation of the depth z is range_noise_m +
     range_noise_growth * z^2: errors of triangulation grow with the square of the range (Khoshelham and Elberink,
-    Sensors 12, 2012). Each pixel correlates a patch; where the patch holds a step, it fails or mixes both depths, the
-    nearer one winning (edge fattening). What the projector or second camera at `baseline_m` along x cannot see is
-    missing.
+    Sensors 12, 2012). Each pixel correlates a patch of `patch_rad`, which is smaller than the spacing of points when a
+    driver has thinned them out; where the patch holds a step, it fails or mixes both depths, the nearer one winning
+    (edge fattening). What the projector or second camera at `baseline_m` along x cannot see is missing.
     """
 
     frame_id: ClassVar[str] = 'depth_optical_frame'
@@ -66,7 +66,7 @@ class DepthCamera:
     bias_m: float = 0.0002
     bias_length_rad: float = 0.3
     quantisation_m: float = 0.0001
-    patch_px: float = 1.5
+    patch_rad: float = 0.002
     edge_step_m: float = 0.002
     edge_gap_ratio: float = 0.5
     edge_fattening: float = 0.2
@@ -80,7 +80,7 @@ class DepthCamera:
         focal_px = 0.5 * self.width / math.tan(math.radians(0.5 * self.horizontal_fov_deg))
         v, u = np.mgrid[: self.height, : self.width].reshape(2, -1)
         centre = np.array([0.5 * (self.width - 1), 0.5 * (self.height - 1)])
-        offsets_px = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * (0.4 * self.patch_px)
+        offsets_px = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]) * (0.4 * self.patch_rad * focal_px)
         pixels = np.column_stack([u, v])[:, None, :] + offsets_px  # (N, 5, 2)
         rays = np.concatenate([(pixels - centre) / focal_px, np.ones((*pixels.shape[:2], 1))], axis=2)
         lengths = np.linalg.norm(rays, axis=2)
