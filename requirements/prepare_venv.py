@@ -225,7 +225,7 @@ def run_logged(command, environment=None):
         output = LOG.read_bytes()[start:].decode(errors='replace')
         if re.search(r'NewConnectionError|NameResolutionError|ConnectTimeout|from versions: none', output):
             raise SetupError(
-                'pip finds nothing at its package index; check the network, the proxy and "pip config list", then run again'
+                'pip finds nothing at its package index; check the network and "pip config list", then run again'
             )
         raise SetupError(f'{output[-3000:].strip()}\n\nThe whole log is in {LOG}.')
 
