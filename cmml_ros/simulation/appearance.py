@@ -191,7 +191,7 @@ def make_appearance(
     base, layers, relief = _concrete(rng)
     joints = _joints(wall, layers[0], rng)
     decals = _decals(wall, hole_centres, hole_radii, distractor_density, rng)
-    tints = rng.uniform(0.2, 0.95, (len(hole_centres), 1)) * rng.uniform(0.92, 1.05, (len(hole_centres), 3))
+    tints = rng.uniform(0.2, 0.85, (len(hole_centres), 1)) * rng.uniform(0.92, 1.05, (len(hole_centres), 3))
     return Appearance(base, layers, joints, decals, relief, tints)
 
 
@@ -201,18 +201,18 @@ def _concrete(rng: np.random.Generator) -> tuple[Array, tuple[Layer, ...], tuple
     base = lightness * np.array([1 - warmth, 1 + green, 1 + 0.3 * warmth])
 
     def gain(amplitude: float, hue: float) -> Array:
-        return amplitude * (1 + hue * rng.standard_normal() * np.array([1.0, 0.1, -0.6]))
+        return amplitude * (1 + hue * rng.uniform(-1.5, 1.5) * np.array([1.0, 0.1, -0.6]))
 
     # Pictures of concrete hold about the same contrast in every octave: amplitude falls as 1 / frequency. Per octave it
     # is 1 to 2 % of the mean, up to 4 % on rough or dirty surfaces; a tile of ten octaves has about three times that.
-    contrast = float(np.clip(rng.lognormal(math.log(0.06), 0.5), 0.015, 0.2))
+    contrast = float(np.clip(rng.lognormal(math.log(0.065), 0.6), 0.015, 0.22))
     fine = _uneven(_spectral_tile(rng, rng.uniform(0.7, 1.15)), rng)
     mottle = _uneven(_spectral_tile(rng, rng.uniform(0.9, 1.3)), rng)
     cloud = _spectral_tile(rng, rng.uniform(1.6, 2.6))
     layers = [
         Layer(Texture(fine, repeats=True), _turned(rng, 3500.0), gain(contrast * rng.uniform(0.6, 1.2), 0.08)),
         Layer(Texture(mottle, repeats=True), _turned(rng, 900.0), gain(contrast * rng.uniform(0.4, 1.2), 0.3)),
-        Layer(Texture(cloud, repeats=True), _turned(rng, 250.0), gain(contrast * rng.uniform(0.1, 1.2), 0.6)),
+        Layer(Texture(cloud, repeats=True), _turned(rng, 250.0), gain(contrast * rng.uniform(0.1, 1.2), 0.35)),
     ]
     if rng.random() < 0.6:  # vertical or horizontal streaks: wood grain of the form, or water
         streaks = _uneven(_spectral_tile(rng, rng.uniform(0.8, 1.5), stretch=rng.uniform(5, 30)), rng)
@@ -345,7 +345,7 @@ def _place(kind: str, drawing: _Drawing, middle: Array) -> Decal:
     visible = (bytes_ > 0.4 * max(int(bytes_.max()), 1)).astype(np.uint8)
     contours, _ = cv2.findContours(visible, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     points = max(contours, key=cv2.contourArea) if contours else np.zeros((1, 1, 2), np.int32)
-    if kind in ('writing', 'crack', 'efflorescence', 'moss') and contours:
+    if kind in ('writing', 'crack', 'efflorescence', 'moss', 'splash', 'aggregate') and contours:
         points = cv2.convexHull(np.vstack(contours))
     outline = np.array([left, top]) + (points[:, 0, :] + 0.5) * np.array([texel_m, -texel_m])
     return Decal(kind, left, top, texel_m, Texture(bytes_, repeats=False), (height, width), tint, paint, outline)
@@ -541,6 +541,47 @@ def _patch(rng: np.random.Generator) -> _Drawing:
     return _step(edge, 0.03), rng.uniform(0.05, 0.4) / 200, rng.uniform(0.75, 1.3) * rng.uniform(0.97, 1.03, 3), _BLACK
 
 
+def _splash(rng: np.random.Generator) -> _Drawing:
+    """Drops of mud or paint: many small dark spots, elongated the way they flew."""
+    size_m, texels = rng.uniform(0.04, 0.25), 400
+    canvas = np.zeros((texels, texels), np.uint8)
+    turn = float(rng.uniform(0, 180))
+    for _ in range(int(rng.integers(8, 60))):
+        x, y = (int(value) for value in np.clip(rng.normal(0.5, 0.17, 2), 0.06, 0.94) * texels)
+        radius = float(np.clip(rng.lognormal(math.log(0.0015), 0.5) / size_m * texels, 1, 20))
+        axes = (max(1, round(radius * rng.uniform(1, 2.2))), max(1, round(radius)))
+        cv2.ellipse(canvas, (x, y), axes, turn, 0, 360, int(rng.integers(140, 256)), -1, cv2.LINE_AA)
+    opacity = np.asarray(canvas / np.float32(255), dtype=np.float32)
+    return opacity, size_m / texels, _BLACK + 0.1, rng.uniform(0.01, 0.08) * rng.uniform(0.7, 1.3, 3)
+
+
+def _aggregate(rng: np.random.Generator) -> _Drawing:
+    """Where the skin of cement is gone: stones of many tones with dark gaps."""
+    size_m, texels = rng.uniform(0.03, 0.25), 320
+    stones = int(np.clip((size_m / rng.uniform(0.004, 0.014)) ** 2, 30, 1500))
+    seeds = np.ones((texels, texels), np.uint8)
+    seeds[rng.integers(0, texels, stones), rng.integers(0, texels, stones)] = 0
+    distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    typical = texels / math.sqrt(stones)
+    gaps = _step(distance / np.float32(typical) - 0.55 + 0.1 * _noise(rng, texels, texels, 20.0), 0.12)
+    tones = rng.uniform(0.0, 0.7, int(labels.max()) + 1).astype(np.float32)[labels]
+    opacity = _blob(rng, texels, rng.uniform(0.2, 0.45), 0.1) * np.maximum(gaps, tones)
+    return opacity, size_m / texels, rng.uniform(0.1, 0.45) * rng.uniform(0.9, 1.1, 3), _BLACK
+
+
+def _shadow(rng: np.random.Generator) -> _Drawing:
+    """The shadow of a rail, a cable or a corner, blurred by the size of the sun."""
+    size_m, texels = rng.uniform(0.8, 2.5), 512
+    x, y = _grid(texels, texels)
+    turn = rng.uniform(0, math.pi)
+    across = x * math.cos(turn) + y * math.sin(turn) + rng.uniform(-0.1, 0.1) * (x * x - y * y)
+    width = rng.choice([0.01, 0.05, 0.5])
+    opacity = _step(width - np.abs(across), rng.uniform(0.004, 0.06)) * _step(
+        0.98 - np.maximum(np.abs(x), np.abs(y)), 0.01
+    )
+    return opacity, size_m / texels, rng.uniform(0.25, 0.6) * np.array([1.1, 1.0, 0.95]), _BLACK
+
+
 _KINDS: tuple[tuple[str, float, float, Callable[[np.random.Generator], _Drawing]], ...] = (
     ('stain', 25.0, 0.8, _stain),
     ('painted_spot', 14.0, 0.6, _painted_spot),
@@ -554,4 +595,7 @@ _KINDS: tuple[tuple[str, float, float, Callable[[np.random.Generator], _Drawing]
     ('slit', 1.0, 0.2, _slit),
     ('writing', 2.0, 0.3, _writing),
     ('patch', 1.0, 0.2, _patch),
+    ('splash', 1.5, 0.2, _splash),
+    ('aggregate', 1.5, 0.2, _aggregate),
+    ('shadow', 1.0, 0.12, _shadow),
 )

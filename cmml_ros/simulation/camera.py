@@ -190,10 +190,16 @@ def look_at(scene: Scene, view: View, light: Light) -> Image:
     """Albedo (H, W, 3), BGR: reflectance of the wall, the tint inside airholes, small bumps under `light`."""
     albedo = scene.appearance.reflectance(view.developed, view.pixel_m)
     albedo *= scene.appearance.relief(view.developed, view.pixel_m, _slope(scene, view, light))[..., None]
+    return albedo * tint_holes(scene, view)
+
+
+def tint_holes(scene: Scene, view: View) -> Image:
+    """Reflectance of the inside of airholes over that of the wall around them, 1 elsewhere; (H, W, 3), BGR."""
+    tints = np.ones((*view.coverage.shape, 3), dtype=np.float32)
     row, column = np.nonzero((view.cavities >= 0) & (view.cavities < len(scene.holes)))
     tint = scene.appearance.hole_tints[view.cavities[row, column]]
-    albedo[row, column] *= (1 - view.coverage[row, column, None] * (1 - tint)).astype(np.float32)
-    return albedo
+    tints[row, column] -= (view.coverage[row, column, None] * (1 - tint)).astype(np.float32)
+    return tints
 
 
 def shade_fast(scene: Scene, view: View, light: Light, rng: np.random.Generator) -> Image:

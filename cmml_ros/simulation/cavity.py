@@ -110,7 +110,7 @@ def make_airhole(shape: Shape, diameter_m: float, depth_ratio: float, rng: np.ra
         aspect = 1.0 if shape == 'cap' else rng.uniform(1.15, 2.2)
         radius = _ellipse(angles, aspect, rng.uniform(0, math.pi)) * _wavy(angles, rng.uniform(0.01, 0.06), rng)
     else:
-        radius = _angular(angles, rng) * _wavy(angles, rng.uniform(0.03, 0.10), rng)
+        radius = _angular(angles, rng) * _wavy(angles, rng.uniform(0.04, 0.13), rng)
         roughness = rng.uniform(0.03, 0.15)
         flatness = rng.uniform(0.6, 1.0)
         direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0.0, 0.45)
@@ -196,7 +196,7 @@ def _ellipse(angles: Array, aspect: float, turn: float) -> Array:
 
 def _wavy(angles: Array, amplitude: float, rng: np.random.Generator) -> Array:
     """A radius factor about 1 with Fourier amplitudes falling as 1 / order."""
-    orders = np.arange(2, 12)
+    orders = np.arange(2, 16)
     phases = rng.uniform(0, 2 * math.pi, len(orders))
     wave = np.cos(np.outer(angles, orders) + phases) @ (rng.standard_normal(len(orders)) / orders)
     factor: Array = np.clip(1 + amplitude * wave / max(float(wave.std()), 1e-12), 0.6, 1.4)
@@ -223,7 +223,7 @@ def _angular(angles: Array, rng: np.random.Generator) -> Array:
     start, end = np.arctan2(points[:, 1], points[:, 0]), np.arctan2(ends[:, 1], ends[:, 0])
     within = (angles[:, None] - start) % (2 * math.pi) <= (end - start) % (2 * math.pi) + 1e-9
     radius = np.where(within, crossing, np.inf).min(axis=1)
-    softened: Array = gaussian_filter1d(radius, rng.uniform(0.5, 2.5), mode='wrap')
+    softened: Array = gaussian_filter1d(radius, rng.uniform(0.5, 1.8), mode='wrap')
     return softened
 
 
