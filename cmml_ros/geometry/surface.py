@@ -26,9 +26,12 @@ _TUKEY = 4.685
 _MAD_TO_STD = 1.4826
 # Points all on one side of the airhole extrapolate: the variance at the airhole over that at their centre.
 _MAX_LEVERAGE = 10.0
+# Beyond 80 degrees of incidence a pixel covers too much surface.
+_MIN_COSINE = 0.17
 # A scan line is no surface: smaller over larger extent of the points, as seen by the sensor.
 _MIN_ASPECT = 0.1
 _PATCH_SIGNIFICANCE = 0.001
+_HINT_SIGNIFICANCE = 0.05
 _NOISE_FLOOR_M = 1e-7
 
 
@@ -53,7 +56,7 @@ class Surface:
     @property
     def is_plane(self) -> bool:
         """Whether there is no curvature."""
-        return not self.coefficients[3:].any()
+        return not bool(self.coefficients[3:].any())
 
     @property
     def normal(self) -> Array:
@@ -62,19 +65,17 @@ class Surface:
 
     def to_local(self, points: Array) -> Array:
         """`points`, (..., 3), in the surface's own frame."""
-        local: Array = (points - self.origin) @ self.axes.T
-        return local
+        return np.asarray((points - self.origin) @ self.axes.T)
 
     def from_local(self, local: Array) -> Array:
         """The inverse of `to_local`."""
-        points: Array = local @ self.axes + self.origin
-        return points
+        return np.asarray(local @ self.axes + self.origin)
 
     def elevation(self, x: Array, y: Array) -> Array:
         """h(x, y), metres, in the surface's own frame."""
         a, b, c, d, e, f = self.coefficients
-        elevation: Array = a + (b + d * x + e * y) * x + (c + f * y) * y
-        return elevation
+        elevation = a + (b + d * x + e * y) * x + (c + f * y) * y
+        return np.asarray(elevation)
 
     def slopes(self, x: Array, y: Array) -> tuple[Array, Array]:
         """dh/dx and dh/dy."""
@@ -147,9 +148,19 @@ def fit_surface(
         raise SurfaceError('all points lie to one side of the airhole')
     if len(points) >= _QUADRIC_POINTS:
         quadric = _refine(plane.surface, ring, 6, range_noise_m)
-        if quadric.curvature_p < curvature_significance and quadric.leverage < _MAX_LEVERAGE:
-            return quadric.surface
+        if quadric.leverage < _MAX_LEVERAGE:
+            if quadric.curvature_p < curvature_significance:
+                return quadric.surface
+            if quadric.curvature_p < _HINT_SIGNIFICANCE:
+                return _admit_curvature(plane.surface, quadric.surface)
     return plane.surface
+
+
+def _admit_curvature(plane: Surface, quadric: Surface) -> Surface:
+    """`plane` with the variance of a curvature that the data hint at but do not prove."""
+    covariance = plane.covariance.copy()
+    covariance[0, 0] += (quadric.coefficients[0] - plane.coefficients[0]) ** 2
+    return replace(plane, covariance=covariance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +219,7 @@ def _fit_plane(ring: _Ring) -> Surface:
         inverse_depth += _solve(-(fitted**2)[:, None] * basis, residuals, weights)
     normal = -inverse_depth @ np.stack([ring.tangent[2], ring.tangent[0], ring.tangent[1]])
     length = float(np.linalg.norm(normal))
-    if not (np.isfinite(length) and inverse_depth[0] > 0.0):
+    if not (np.isfinite(length) and inverse_depth[0] > _MIN_COSINE * length):
         raise SurfaceError('the surface around the rim is seen edge-on')
     normal /= length
     axis_x = np.cross([0.0, 1.0, 0.0] if abs(normal[1]) < 0.9 else [0.0, 0.0, 1.0], normal)

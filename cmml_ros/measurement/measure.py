@@ -9,6 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cmml_ros.config import MeasurementConfig, SurfaceConfig
 from cmml_ros.errors import SurfaceError
@@ -27,15 +28,18 @@ Array = NDArray[np.float64]
 
 # The ring grows, to the whole view if need be, until the distance (hence the size of a pixel) is good to this much.
 _DISTANCE_TARGET = 0.005
+# Within its neighbourhood it grows until the elevation is good to this much of the airhole's diameter.
+_ELEVATION_TARGET = 0.004
+_LOCAL_GROWTH = 4.0
 _RING_GROWTH = 2.0
 # A volume is measured while what no reading saw adds no more than this share to its deviation.
 _MAX_SHAPE_SHARE = 0.15
 # Few readings inform when they bring the deviation of the volume below this share of the prior's.
 _MAX_PRIOR_SHARE = 0.5
+# Coverage from which a ray passes the opening and not its edge, over that of the rim.
+_INSIDE = 1.5
 # Readings beyond so many radii lie under an undercut rim, outside the rim polygon.
 _UNDERCUT = 1.1
-# Deviation of real airholes from a cap, over their depth.
-_SHAPE_STD = 0.1
 # Readings beyond so many radii tell how deep it is at the rim.
 _RIM_ZONE = 0.9
 _OUTLIER = 6.0
@@ -60,27 +64,21 @@ def measure(
         return [Measurement.unknown(status, reason) for _ in masks]
     points = _PointMap(projected, camera)
     occupied = _find_occupied(masks, camera, surface)
-    measurements = []
-    for mask in masks:
-        try:
-            measurements.append(_measure_one(mask, points, occupied, camera, surface, config))
-        except SurfaceError as error:
-            status = Status.CUT_BY_BORDER if mask.touches_border else Status.NO_POINTS
-            measurements.append(Measurement.unknown(status, str(error)))
-    return measurements
+    return [_measure_one(mask, points, occupied, camera, surface, config) for mask in masks]
 
 
 class _PointMap:
     """Points by the pixel they project to.
 
-    points: (N, 3) camera frame, columns and rows: (N,) pixel of each.
+    points: (N, 3) camera frame, pixels: (N, 2) where they project to, columns and rows: (N,) the same in whole pixels.
     """
 
     def __init__(self, projected: ProjectedCloud, camera: Camera) -> None:
         usable = np.isfinite(projected.points_camera).all(axis=1) & (projected.points_camera[:, 2] > 0.0)
         usable &= camera.contains(projected.pixels)
         self.points = projected.points_camera[usable]
-        self.columns, self.rows = np.rint(projected.pixels[usable]).astype(np.int32).T
+        self.pixels = projected.pixels[usable]
+        self.columns, self.rows = np.rint(self.pixels).astype(np.int32).T
         # Tiles are numbered along rows, so that a run of tiles is one slice; 16 bits make the sort a radix sort.
         self._tile_px = 16
         while (camera.width // self._tile_px + 1) * (camera.height // self._tile_px + 1) > np.iinfo(np.uint16).max:
@@ -105,6 +103,10 @@ class _PointMap:
         return np.asarray(found[(u >= left) & (u < left + width) & (v >= top) & (v < top + height)])
 
 
+def _has_area(mask: InstanceMask) -> bool:
+    return bool(np.isfinite(mask.coverage).all() and mask.area_px > 0.0)
+
+
 def _ring_px(mask: InstanceMask, surface: SurfaceConfig) -> tuple[float, float]:
     """Where the ring starts outside the rim, and its width."""
     diameter = mask.equivalent_diameter_px
@@ -125,7 +127,7 @@ def _find_occupied(masks: Sequence[InstanceMask], camera: Camera, surface: Surfa
     """Pixels too near to any airhole to show undamaged surface, (H, W)."""
     occupied = np.zeros((camera.height, camera.width), bool)
     for mask in masks:
-        if not mask.area_px > 0.0:
+        if not _has_area(mask):
             continue
         gap, _ = _ring_px(mask, surface)
         distance, left, top = _distance_outside(mask, gap)
@@ -144,10 +146,14 @@ def _measure_one(
     surface_config: SurfaceConfig,
     config: MeasurementConfig,
 ) -> Measurement:
-    if not (np.isfinite(mask.coverage).all() and mask.area_px > 0.0):
-        raise SurfaceError('the mask has no area')
-    surface = _fit_around(mask, points, occupied, camera, surface_config, config)
-    rim = Rim.from_mask(mask, camera, surface)
+    try:
+        if not _has_area(mask):
+            raise SurfaceError('the mask has no area')
+        surface = _fit_around(mask, points, occupied, camera, surface_config, config)
+        rim = Rim.from_mask(mask, camera, surface)
+    except SurfaceError as error:
+        status = Status.CUT_BY_BORDER if mask.touches_border else Status.NO_POINTS
+        return Measurement.unknown(status, str(error))
     normal = surface.normal_at(rim.position[None])[0]
     distance = float(np.linalg.norm(rim.position))
     cosine = abs(float(normal @ rim.position)) / distance
@@ -188,8 +194,7 @@ def _measure_one(
     if len(readings) == 0:
         return replace(sized, volume_status=Status.NO_POINTS, reason='no range point inside the rim')
     surface_std = math.hypot(elevation_std, surface.patch_std_m)
-    bias_std = bias_m * cosine
-    undamaged_std = find_undamaged_std(readings.std, len(readings), surface_std, bias_std)
+    undamaged_std = find_undamaged_std(readings.std, len(readings), surface_std, bias_m)
     mean_depth = _find_robust_mean(readings.depths)
     limit = config.detection_factor * undamaged_std
     if mean_depth < limit:
@@ -202,7 +207,11 @@ def _measure_one(
 
     few = len(readings) < config.min_points
     diameter = 2.0 * opening.radius
-    prior = Prior(config.prior_depth_ratio_mean * diameter, config.prior_depth_ratio_std * diameter, _SHAPE_STD)
+    prior = Prior(
+        depth_mean=config.prior_depth_ratio_mean * diameter,
+        depth_std=config.prior_depth_ratio_std * diameter,
+        shape_std=config.prior_shape_ratio_std,
+    )
     cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
     volume, depth = cavity.volume, cavity.depth_max
     at_rim = readings.depths[opening.relative_radius(readings.places) > _RIM_ZONE]
@@ -211,7 +220,7 @@ def _measure_one(
         noise=volume.noise_variance,
         shape=volume.shape_variance,
         surface=(volume.common_response * surface_std) ** 2,
-        bias=(volume.common_response * bias_std) ** 2,
+        bias=(volume.common_response * bias_m) ** 2,
         boundary=(boundary_std * rim.area * rim_depth) ** 2,
         scale=(scale_std * volume.mean) ** 2,
     )
@@ -219,7 +228,7 @@ def _measure_one(
         noise=depth.noise_variance,
         shape=depth.shape_variance,
         surface=(depth.common_response * surface_std) ** 2,
-        bias=(depth.common_response * bias_std) ** 2,
+        bias=(depth.common_response * bias_m) ** 2,
     )
     if few and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
         return replace(
@@ -250,13 +259,15 @@ def _fit_around(
     measurement_config: MeasurementConfig,
 ) -> Surface:
     """The surface through the ring around the rim, a ring as wide as it takes."""
-    v, u = np.nonzero(mask.coverage)
-    weights = mask.coverage[v, u].astype(np.float64)
-    centroid = np.array([[weights @ u + mask.left * weights.sum(), weights @ v + mask.top * weights.sum()]]) / weights.sum()
-    sight = camera.rays(centroid)[0]
+    coverage = mask.coverage.astype(np.float64)
+    column = coverage.sum(axis=0) @ np.arange(coverage.shape[1]) / coverage.sum()
+    row = coverage.sum(axis=1) @ np.arange(coverage.shape[0]) / coverage.sum()
+    sight = camera.rays(np.array([[mask.left + column, mask.top + row]]))[0]
     if not np.isfinite(sight).all():
         raise SurfaceError('the lens model has no rays at the airhole')
-    gap, width = _ring_px(mask, config)
+    gap, base_width = _ring_px(mask, config)
+    width = base_width
+    angle = mask.equivalent_diameter_px / math.sqrt(camera.fx * camera.fy)
     fitted: Surface | None = None
     problem = SurfaceError('no range point around the rim')
     whole = False
@@ -269,6 +280,7 @@ def _fit_around(
         outside = distance[rows - top, columns - left]
         ring = near[(outside >= gap) & (outside <= gap + width) & ~occupied[rows, columns]]
         ring = ring[:: len(ring) // config.max_points + 1]
+        grown = width / base_width
         width *= _RING_GROWTH
         if len(ring) < config.min_points:
             if len(ring):
@@ -278,14 +290,17 @@ def _fit_around(
             fitted = fit_surface(
                 points.points[ring],
                 sight,
-                patch_angle_rad=mask.equivalent_diameter_px / math.sqrt(camera.fx * camera.fy),
+                patch_angle_rad=angle,
                 curvature_significance=config.curvature_significance,
                 range_noise_m=measurement_config.range_noise_m or None,
             )
         except SurfaceError as error:
             problem = error
             continue
-        if fitted.elevation_std(0.0, 0.0) < _DISTANCE_TARGET * float(np.linalg.norm(fitted.origin)):
+        distance_m = float(np.linalg.norm(fitted.origin))
+        std = fitted.elevation_std(0.0, 0.0)
+        near_enough = std < _ELEVATION_TARGET * angle * distance_m or grown >= _LOCAL_GROWTH
+        if near_enough and std < _DISTANCE_TARGET * distance_m:
             break
     if fitted is None:
         raise problem
@@ -304,11 +319,13 @@ def _find_readings(mask: InstanceMask, points: _PointMap, surface: Surface, rim:
     """The points seen through the opening, as depths below the surface.
 
     A ray that passes the opening shows the cavity, wherever its end lies; noise along the ray does not move it in or
-    out of the rim.
+    out of the rim. Rays at the rim itself are left out: there a reading mixes two depths, and in an oblique view the
+    depth jumps.
     """
     near = points.find(*mask.roi)
-    seen = mask.coverage[points.rows[near] - mask.top, points.columns[near] - mask.left] >= find_rim_level(mask)
-    inside = points.points[near[seen]]
+    places_px = points.pixels[near] - (mask.left, mask.top)
+    coverage = ndimage.map_coordinates(mask.coverage, places_px[:, ::-1].T, order=1, mode='nearest')
+    inside = points.points[near[coverage >= _INSIDE * find_rim_level(mask)]]
     x, y, z = surface.to_local(inside).T
     entries = surface.to_local(surface.intersect(inside))[:, :2]
     directions = inside @ surface.axes.T

@@ -40,8 +40,8 @@ def outline_in_image(mask: InstanceMask) -> Array:
 class Rim:
     """The opening on its surface.
 
-    position: (3,) centroid. outline: (n, 3) polygon, counter-clockwise seen from outside. area: m2. perimeter_px: length
-    of the polygon in the image. moments: (2, 2) second moments, m2, along x and y of the surface, about centre: (2,).
+    position: (3,) centroid. outline: (n, 3) polygon, counter-clockwise seen from outside. area: m2. perimeter_px: its
+    length in the image. centre: (2,) and moments: (2, 2), m2, first and second moments along x and y of the surface.
     pixel_xy: (N, 2), pixel_areas: (N,) covered part of each pixel, projected on the x-y plane of the surface, m2.
     """
 
