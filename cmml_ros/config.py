@@ -22,6 +22,9 @@ from cmml_ros.errors import ConfigError
 Scalar = bool | int | float | str
 ConfigT = TypeVar('ConfigT')
 
+# Every node has these; they stand in parameter files and are none of our settings.
+_ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service')
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -192,10 +195,11 @@ def load_config(config_type: type[ConfigT], path: Path) -> ConfigT:
         raise ConfigError(f'{path}: expected "name: value" lines, found {type(document).__name__}')
     nodes = [value['ros__parameters'] for value in document.values() if _is_parameter_block(value)]
     if nodes:
-        document = dict(_flatten_mapping(nodes[0]))
-        # A parameter file also holds what only the node knows (topics, frames of ROS itself).
-        stages = {item.name for item in dataclasses.fields(typing.cast(Any, config_type))}
-        document = {name: value for name, value in document.items() if name.split('.')[0] in stages}
+        document = {
+            name: value
+            for name, value in _flatten_mapping(nodes[0])
+            if name not in _ROS_PARAMETERS and not name.startswith('qos_overrides.')
+        }
     try:
         return make_config(config_type, document)
     except ConfigError as error:

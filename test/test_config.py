@@ -109,6 +109,7 @@ def test_plain_files_and_ros_parameter_files(tmp_path: Path):
         ('- 1\n- 2\n', 'found list'),
         ('sync.tolerence_s: 1', 'unknown setting "sync.tolerence_s"'),
         ('n:\n  ros__parameters:\n    sync.tolerence_s: 1', 'unknown setting "sync.tolerence_s"'),
+        ('n:\n  ros__parameters:\n    snyc.tolerance_s: 1.0', 'unknown setting "snyc.tolerance_s"'),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str):
