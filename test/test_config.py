@@ -122,3 +122,11 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r'absent\.yaml: cannot be read'):
         load_config(InspectorConfig, tmp_path / 'absent.yaml')
+
+
+def test_the_readme_lists_every_setting_with_its_default():
+    readme = (Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+    for entry in list_settings(InspectorConfig):
+        default = str(entry.default).lower() if entry.type is bool else entry.default
+        assert f'| `{entry.name}` | `{default}` |' in readme, entry.name
+        assert f'| {entry.setting.doc} |' in readme, entry.name
