@@ -58,12 +58,13 @@ def test_camera_stays_at_its_distance_and_looks_at_the_wall(kind: str) -> None:
         )
 
 
-def test_camera_sees_all_of_the_wall_in_one_sweep_and_returns() -> None:
+def test_camera_sees_nearly_all_of_the_wall_in_one_sweep_and_returns() -> None:
     scenario = Scenario(seed=2)
     seen = set()
     for elapsed_s in np.arange(0.0, scenario.sweep_s, 1.0):
         seen |= set(scenario.visible_airholes(scenario.camera_pose(scenario.start_ns + round(elapsed_s * 1e9))))
-    assert len(seen) > 0.97 * len(scenario.scene.holes)
+    # It keeps off the ends of the wall, which its swaying would show.
+    assert len(seen) > 0.9 * len(scenario.scene.holes)
     there, back = (scenario._place(scenario.speed_m_s * (scenario.sweep_s + side)) for side in (-3.0, 3.0))
     assert np.allclose(there, back)
 
@@ -173,7 +174,7 @@ def test_truth_lies_beside_the_bag(bag: Path, scenario: Scenario) -> None:
     assert truth['scenario']['seed'] == 4
     assert truth['sensor']['kind'] == 'DepthCamera'
     assert truth['package_version'].count('.') == 2
-    assert len(truth['airholes']) == len(scenario.scene.holes) > 100
+    assert len(truth['airholes']) == len(scenario.scene.holes) > 60
     hole = truth['airholes'][0]
     rim = np.array(hole['rim_m'])
     assert rim[:, 1] == pytest.approx(0.0)

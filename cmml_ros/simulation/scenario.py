@@ -40,6 +40,7 @@ CAMERA = Camera(1280, 720, 1052.0, 1050.5, 642.3, 357.8, 'plumb_bob', (-0.12, 0.
 DEPTH_UNIT_M = 0.0001
 
 _WALL_SIZE_M = (1.2, 0.8)
+_AIRHOLES_PER_M2 = 100.0
 _TRANSFORM_PERIOD_NS = 10_000_000
 _CLOUD_DELAY_NS = (2_000_000, 4_000_000)
 _SWAY_RAD = 0.025
@@ -125,7 +126,9 @@ class Scenario:
     def scene(self) -> Scene:
         """The wall; its frame is the map frame."""
         width_m, height_m = _WALL_SIZE_M
-        return make_scene(self.kind, self.seed, width_m=width_m, height_m=height_m)
+        return make_scene(
+            self.kind, self.seed, width_m=width_m, height_m=height_m, airhole_density_per_m2=_AIRHOLES_PER_M2
+        )
 
     @cached_property
     def light(self) -> Light:
