@@ -156,5 +156,6 @@ def test_path_tracing_agrees_with_fast_shading(scene, pose):
             assert path[seen].mean() == pytest.approx(fast[seen].mean(), abs=0.04)
     edge = (view.opening > 0) & (view.opening < 1)
     assert path[edge].mean() == pytest.approx(fast[edge].mean(), abs=0.03)
+    np.testing.assert_array_equal(path, shade_path(scene, view, SUN, 64, 1))
     distorted = see(scene, replace(crop, distortion=(1e-9, 0.0, 0.0, 0.0)), pose, rng())
     np.testing.assert_allclose(shade_path(scene, distorted, SUN, 64, 1).mean(), path.mean(), rtol=2e-3)

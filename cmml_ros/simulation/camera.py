@@ -144,9 +144,12 @@ def see(scene: Scene, camera: Camera, T_scene_camera: SE3, rng: np.random.Genera
     coverage = (hole_ids > 0).astype(np.float32)
     pixels = np.flatnonzero(edge)
     steps = (np.arange(_GRID) + 0.5) / _GRID - 0.5
-    grid = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(1, -1, 2)
-    middle = np.stack([pixels % width, pixels // width], axis=1)[:, None].astype(np.float64)
-    fine = camera.rays((middle + grid).reshape(-1, 2)) @ T_scene_camera.rotation.T
+    right, down = (np.reshape(offset, (1, -1, 1)) for offset in np.meshgrid(steps, steps))
+    # Within a pixel the lens is linear: its inverse for every sub-pixel would take longer than all else.
+    middle = np.stack([pixels % width, pixels // width], axis=1).astype(np.float64)
+    along_u, along_v = (camera.rays(middle + half) - camera.rays(middle - half) for half in 0.5 * np.eye(2))
+    fine = (rays[pixels, None] + right * along_u[:, None] + down * along_v[:, None]).reshape(-1, 3)
+    fine = fine @ T_scene_camera.rotation.T
     fine /= np.linalg.norm(fine, axis=1, keepdims=True)
     reach = scene.wall.intersect(np.broadcast_to(origin, fine.shape), fine)
     entry = origin + np.where(np.isfinite(reach), reach, 0.0)[:, None] * fine
@@ -269,7 +272,7 @@ def _blend(view: View, light: Light, through_rims: Array) -> Image:
     # The middle of the picture, or what of the wall comes nearest to it.
     rows, columns = np.nonzero(view.hole_ids >= 0)
     middle = int(np.argmin(np.hypot(rows - view.camera.height / 2, columns - view.camera.width / 2)))
-    shading /= wall[rows[middle] * view.camera.width + columns[middle]].mean()
+    shading /= max(float(wall[rows[middle] * view.camera.width + columns[middle]].mean()), 1e-12)
     shading[~on_wall] = _BACKGROUND
     return shading.reshape(*view.opening.shape, 3).astype(np.float32)
 
