@@ -61,7 +61,7 @@ class Surface:
     @property
     def normal(self) -> Array:
         """Unit normal out of the wall at the origin, (3,)."""
-        return self.normal_at(self.origin[None])[0]
+        return np.asarray(self.normal_at(self.origin[None])[0])
 
     def to_local(self, points: Array) -> Array:
         """`points`, (..., 3), in the surface's own frame."""
@@ -113,8 +113,7 @@ class Surface:
             # This form of the root tends to the plane's intersection as the curvature vanishes.
             root = np.sqrt(linear**2 - 4.0 * quadratic * constant)
             distance = 2.0 * constant / (root - linear)
-        distance = np.where(distance > 0.0, distance, np.nan)
-        return np.asarray(rays * distance[:, None])
+            return np.asarray(rays * np.where(distance > 0.0, distance, np.nan)[:, None])
 
     def elevation_std(self, x: float, y: float) -> float:
         """Standard deviation of h(x, y) from the fit, metres."""

@@ -64,7 +64,8 @@ class Rim:
         u = np.arange(width + 1) + (mask.left - 0.5)
         v = np.arange(height + 1) + (mask.top - 0.5)
         corners_px = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
-        corners = surface.to_local(surface.intersect(camera.rays(corners_px))).reshape(height + 1, width + 1, 3)
+        with np.errstate(invalid='ignore'):  # NaN where a ray misses, told below
+            corners = surface.to_local(surface.intersect(camera.rays(corners_px))).reshape(height + 1, width + 1, 3)
         falling = corners[1:, 1:] - corners[:-1, :-1]
         rising = corners[1:, :-1] - corners[:-1, 1:]
         cross = np.cross(falling, rising)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cmml_ros.errors import SurfaceError
+from cmml_ros.geometry.camera import Camera
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.geometry.surface import Surface
+from cmml_ros.measurement.rim import Rim, outline_in_image
+
+Array = NDArray[np.float64]
+CAMERA = Camera(640, 480, 800.0, 780.0, 319.5, 239.5)
+
+
+def make_surface(incidence_rad: float = 0.0, curvature: float = 0.0, distance_m: float = 0.5) -> Surface:
+    c, s = math.cos(incidence_rad), math.sin(incidence_rad)
+    axes = np.array([[c, 0.0, s], [0.0, -1.0, 0.0], [s, 0.0, -c]])
+    coefficients = np.array([0.0, 0.0, 0.0, curvature, 0.0, 0.0])
+    return Surface(np.array([0.0, 0.0, distance_m]), axes, coefficients, np.zeros((6, 6)), 0.0, 0.0, 100)
+
+
+def draw_ellipse(
+    surface: Surface, camera: Camera, semi_x: float, semi_y: float, box: tuple[int, int, int, int]
+) -> InstanceMask:
+    """Soft mask of an ellipse around the surface's origin, along its axes; 16 x 16 rays a pixel."""
+    left, top, width, height = box
+    steps = (np.arange(16) + 0.5) / 16 - 0.5
+    u = (left + np.arange(width)[:, None] + steps).ravel()
+    v = (top + np.arange(height)[:, None] + steps).ravel()
+    pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+    x, y, _ = surface.to_local(surface.intersect(camera.rays(pixels))).T
+    inside = (x / semi_x) ** 2 + (y / semi_y) ** 2 < 1.0
+    coverage = inside.reshape(height, 16, width, 16).mean(axis=(1, 3))
+    return InstanceMask(coverage.astype(np.float32), left, top, 1.0)
+
+
+@pytest.mark.parametrize('incidence_deg', [0, 30, 60])
+def test_disc_of_20_mm_has_314_mm2(incidence_deg: int) -> None:
+    surface = make_surface(math.radians(incidence_deg))
+    rim = Rim.from_mask(draw_ellipse(surface, CAMERA, 0.010, 0.010, (295, 215, 50, 50)), CAMERA, surface)
+    assert rim.area * 1e6 == pytest.approx(314.159, rel=0.003)
+    assert rim.position == pytest.approx([0.0, 0.0, 0.5], abs=1e-5)
+    assert rim.axes == pytest.approx((0.020, 0.020), rel=0.01)
+
+
+def test_a_pixel_has_the_area_of_the_formula() -> None:
+    surface = make_surface(math.radians(50.0), distance_m=0.7)
+    mask = InstanceMask(np.ones((1, 1), np.float32), 400, 100, 1.0)
+    ray = np.array([(400 - CAMERA.cx) / CAMERA.fx, (100 - CAMERA.cy) / CAMERA.fy, 1.0])
+    offset = float(surface.normal @ surface.origin)
+    area = offset**2 / (CAMERA.fx * CAMERA.fy * abs(surface.normal @ ray) ** 3)
+    assert Rim.from_mask(mask, CAMERA, surface).area == pytest.approx(area, rel=1e-5)
+
+
+def test_axes_of_a_small_ellipse() -> None:
+    surface = make_surface(math.radians(20.0))
+    mask = draw_ellipse(surface, CAMERA, 0.003, 0.0045, (305, 225, 30, 30))
+    rim = Rim.from_mask(mask, CAMERA, surface)
+    assert mask.equivalent_diameter_px < 12
+    assert rim.axes == pytest.approx((0.009, 0.006), rel=0.01)
+    squared = np.einsum('ij,jk,ik->i', rim.pixel_xy, np.linalg.inv(rim.moments), rim.pixel_xy)
+    assert squared[rim.pixel_areas > 0.9 * rim.pixel_areas.max()].max() < 4.0  # x M^-1 x is 4 on the rim of an ellipse
+
+
+def test_lens_distortion_and_curvature_do_not_matter() -> None:
+    camera = Camera(640, 480, 500.0, 500.0, 319.5, 239.5, 'plumb_bob', (-0.25, 0.08, 0.001, -0.002, 0.0))
+    surface = make_surface(0.3, curvature=-1.0 / 0.6)
+    rim = Rim.from_mask(draw_ellipse(surface, camera, 0.015, 0.015, (290, 210, 60, 60)), camera, surface)
+    # arc length of h = -x^2 / 0.6 over the disc: 1 + mean of (2 x / 0.6)^2 / 2
+    assert rim.area == pytest.approx(math.pi * 0.015**2 * (1.0 + 0.5 * (2.0 / 0.6) ** 2 * 0.015**2 / 4.0), rel=0.003)
+
+
+def test_outline_is_the_rim_seen_from_outside() -> None:
+    surface = make_surface(0.5)
+    rim = Rim.from_mask(draw_ellipse(surface, CAMERA, 0.010, 0.010, (295, 215, 50, 50)), CAMERA, surface)
+    x, y, z = surface.to_local(rim.outline).T
+    assert np.abs(z).max() < 1e-9
+    assert np.hypot(x, y) == pytest.approx(0.010, rel=0.02)
+    turning = np.cross(rim.outline, np.roll(rim.outline, -1, axis=0)).sum(axis=0)
+    assert float(turning @ surface.normal) / 2.0 == pytest.approx(math.pi * 0.010**2, rel=0.01)
+
+
+def test_outline_in_image_lies_between_pixels() -> None:
+    coverage = np.zeros((6, 7), np.float32)
+    coverage[2:4, 2:5] = 1.0  # pixels 2..4 x 2..3: the square from 1.5 to 4.5
+    outline = outline_in_image(InstanceMask(coverage, 10, 20, 1.0))
+    assert outline.min(axis=0) == pytest.approx([11.5, 21.5])
+    assert outline.max(axis=0) == pytest.approx([14.5, 23.5])
+    assert outline_in_image(InstanceMask(np.zeros((3, 3), np.float32), 0, 0, 1.0)).shape == (0, 2)
+
+
+def test_mask_beyond_the_horizon_is_refused() -> None:
+    mask = InstanceMask(np.ones((480, 640), np.float32), 0, 0, 1.0)
+    with pytest.raises(SurfaceError, match='beyond the surface'):
+        Rim.from_mask(mask, CAMERA, make_surface(math.radians(80.0)))
