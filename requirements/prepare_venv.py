@@ -85,6 +85,7 @@ def check_machine(new_venv):
     command = f'apt-get install -y --no-install-recommends {names}'
     if os.geteuid() != 0 or not shutil.which('apt-get'):
         raise SetupError(f'these Debian packages are missing:\n\n    sudo {command}\n\nRun that, then again.')
+    print(f'Installing Debian packages: {names}', flush=True)
     environment = {**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'}
     for words in (['apt-get', 'update'], command.split()):
         result = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
