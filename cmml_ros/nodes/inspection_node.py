@@ -59,7 +59,7 @@ class InspectionNode(Node):
         self._map = DefectMap(config.map, config.sync.map_frame)
         self._map_frame = config.sync.map_frame
         self._map_due_s = math.inf
-        self._publishers = InspectionPublishers(self)
+        self._outputs = InspectionPublishers(self)
         self._diagnostics = Diagnostics(self, self._topics)
         self._latest_stamp_ns = 0
         self._results_reported = 0
@@ -155,17 +155,17 @@ class InspectionNode(Node):
             ids = self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
             map_ids = {entry.defect_id for entry in self._map.entries}
             self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
-        self._publishers.publish(inspection, ids, map_ids, self._map_frame)
+        self._outputs.publish(inspection, ids, map_ids, self._map_frame)
         self._diagnostics.inspected(inspection)
 
     def _publish_map(self) -> None:
         self._map_due_s = math.inf
         entries = [entry for entry in self._map.entries if entry.frame_id == self._map_frame]
-        self._publishers.publish_map(entries, self._map_frame, self._latest_stamp_ns, self._inspector.model_id)
+        self._outputs.publish_map(entries, self._map_frame, self._latest_stamp_ns, self._inspector.model_id)
 
     def _clear_map(self) -> None:
         self._map.clear()
-        self._publishers.clear(self._map_frame, self._latest_stamp_ns, self._inspector.model_id)
+        self._outputs.clear(self._map_frame, self._latest_stamp_ns, self._inspector.model_id)
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._reset.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -31,6 +32,9 @@ def run_node(make_node: Callable[[], Node]) -> int:
     node = None
     try:
         node = make_node()
+        # What the libraries hold by now stays to the end: the interpreter need not look through it again, which took
+        # it 0.7 s of processor time on its way out.
+        gc.freeze()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not stop.is_set():
