@@ -19,8 +19,10 @@ Array = NDArray[np.float64]
 MIN_POINTS = 6
 _QUADRIC_POINTS = 24
 _L1_STEPS = 3
-_IRLS_STEPS = 6
-_REFINE_STEPS = {3: 1, 6: 4}
+_IRLS_STEPS = 8
+_MAX_REFINE_STEPS = 5
+# Steps stop when the elevation at the airhole changes by less than this share of the noise.
+_CONVERGED = 1e-3
 # Tukey's biweight keeps 95 % efficiency on normal noise with this constant (Holland and Welsch 1977).
 _TUKEY = 4.685
 _MAD_TO_STD = 1.4826
@@ -215,7 +217,10 @@ def _fit_plane(ring: _Ring) -> Surface:
         residuals = depth - fitted
         scale = _robust_std(residuals, 3)
         weights = scale / np.maximum(np.abs(residuals), scale) if step < _L1_STEPS else _biweight(residuals, scale)
-        inverse_depth += _solve(-(fitted**2)[:, None] * basis, residuals, weights)
+        change = _solve(-(fitted**2)[:, None] * basis, residuals, weights)
+        inverse_depth += change
+        if step >= _L1_STEPS and abs(change[0]) < _CONVERGED * scale * inverse_depth[0] ** 2:
+            break
     normal = -inverse_depth @ np.stack([ring.tangent[2], ring.tangent[0], ring.tangent[1]])
     length = float(np.linalg.norm(normal))
     if not (np.isfinite(length) and inverse_depth[0] > _MIN_COSINE * length):
@@ -231,7 +236,7 @@ def _refine(surface: Surface, ring: _Ring, terms: int, range_noise_m: float | No
     """`surface` with its first `terms` coefficients fitted, Gauss-Newton on the residuals along the rays."""
     across = ring.directions @ surface.axes.T
     coefficients = surface.coefficients.copy()
-    for step in range(_REFINE_STEPS[terms] + 1):
+    for step in range(_MAX_REFINE_STEPS + 1):
         current = replace(surface, coefficients=coefficients)
         met = current.intersect(ring.directions)
         residuals = ring.ranges - np.sqrt(np.einsum('ij,ij->i', met, met))
@@ -247,8 +252,10 @@ def _refine(surface: Surface, ring: _Ring, terms: int, range_noise_m: float | No
         scale = _robust_std(residuals, terms)
         weights = _biweight(residuals, scale)
         jacobian = -_polynomials(x, y)[:, :terms] / cosine[:, None]
-        if step < _REFINE_STEPS[terms]:
-            coefficients[:terms] += _solve(jacobian, residuals, weights)
+        change = _solve(jacobian, residuals, weights)
+        if step == _MAX_REFINE_STEPS or abs(change[0]) < _CONVERGED * scale:
+            break
+        coefficients[:terms] += change
     noise = scale if range_noise_m is None else range_noise_m
     unscaled = _invert((jacobian * weights[:, None]).T @ jacobian)
     inside = weights > 0.0
@@ -315,8 +322,9 @@ def _invert(normal_matrix: Array) -> Array:
 
 def _robust_std(residuals: Array, parameters: int) -> float:
     """Deviation of normal `residuals` of a fit of so many parameters, from their median absolute value."""
-    freedom = max(len(residuals) - parameters, 1)
-    return max(_MAD_TO_STD * float(np.median(np.abs(residuals))) * math.sqrt(len(residuals) / freedom), _NOISE_FLOOR_M)
+    count = len(residuals)
+    median = float(np.partition(np.abs(residuals), count // 2)[count // 2])
+    return max(_MAD_TO_STD * median * math.sqrt(count / max(count - parameters, 1)), _NOISE_FLOOR_M)
 
 
 def _biweight(residuals: Array, scale: float) -> Array:
