@@ -232,9 +232,9 @@ def _check_value(entry: SettingEntry, value: Any) -> Scalar:
     about = entry.setting
     if about.choices and value not in about.choices:
         raise ConfigError(f'"{entry.name}" must be one of {", ".join(about.choices)}, got {value!r}')
-    if expected in (int, float) and not about.low <= value <= about.high:
+    if isinstance(value, int | float) and not about.low <= value <= about.high:
         raise ConfigError(f'"{entry.name}" must be in [{about.low:g}, {about.high:g}] {about.unit}, got {value!r}')
-    return typing.cast(Scalar, value)
+    return value
 
 
 def _build(config_type: type[ConfigT], flat: Mapping[str, Scalar], prefix: str) -> ConfigT:

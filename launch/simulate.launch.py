@@ -25,7 +25,9 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
         ),
         DeclareLaunchArgument('seed', default_value='1', description='Seed of the wall and of all noise.'),
         DeclareLaunchArgument('rate_hz', default_value='2.0', description='Frames published each second.'),
-        DeclareLaunchArgument('frames', default_value='20', description='Frames rendered before the first is published.'),
+        DeclareLaunchArgument(
+            'frames', default_value='20', description='Frames rendered before the first is published.'
+        ),
         DeclareLaunchArgument(
             'loop', default_value='true', choices=['true', 'false'], description='Begin again after the last frame.'
         ),
