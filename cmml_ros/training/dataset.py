@@ -25,6 +25,7 @@ Floats = NDArray[np.float32]
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 # Blobs below this are neither airhole nor background: nobody could tell.
 _IGNORE_BELOW_PX = 5.0
+_TARGETED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,13 @@ def _cut(view: TrainingView, side: int, rng: np.random.Generator) -> _Patch:
     scale = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
     source = min(round(side / scale), height, width)
     top, left = rng.integers(height - source + 1), rng.integers(width - source + 1)
+    rows, columns = np.nonzero(view.ids)
+    if len(rows) and rng.random() < _TARGETED_SHARE:
+        # One airhole, no matter how large, somewhere in the window.
+        own = view.ids == rng.choice(np.unique(view.ids[rows, columns]))
+        row, column = (int(np.median(positions)) for positions in np.nonzero(own))
+        top = int(np.clip(row - rng.integers(source), 0, height - source))
+        left = int(np.clip(column - rng.integers(source), 0, width - source))
     window = (slice(top, top + source), slice(left, left + source))
     turns, mirrored = int(rng.integers(4)), bool(rng.random() < 0.5)
 

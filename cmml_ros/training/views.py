@@ -41,6 +41,7 @@ class ViewConfig:
     samples: int = setting(24, 'light paths per pixel', low=1, high=4096)
     pixel_min_m: float = setting(1.0e-4, 'size of a pixel on the wall, closest view', unit='m', low=1e-6, high=0.1)
     pixel_max_m: float = setting(1.2e-3, 'size of a pixel on the wall, farthest view', unit='m', low=1e-6, high=0.1)
+    large_share: float = setting(0.2, 'views of one to three large airholes, from near by', low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +88,23 @@ def render_view(config: ViewConfig, rng: np.random.Generator) -> TrainingView:
 def _draw_scene(config: ViewConfig, rng: np.random.Generator) -> tuple[Scene, float]:
     """A wall somewhat larger than the view, and the distance to it; drawn again when the airholes do not fit."""
     for _ in range(_DRAWS):
-        pixel_m = float(np.exp(rng.uniform(math.log(config.pixel_min_m), math.log(config.pixel_max_m))))
+        large = rng.random() < config.large_share
+        farthest_m = 2.5 * config.pixel_min_m if large else config.pixel_max_m
+        pixel_m = float(np.exp(rng.uniform(math.log(config.pixel_min_m), math.log(farthest_m))))
         kind: Kind = rng.choice(get_args(Kind), p=[0.7, 0.15, 0.15])
         width_m, height_m = 1.6 * config.width * pixel_m, 1.6 * config.height * pixel_m
         if kind == 'column':
             width_m = min(width_m, 0.6)
-        # Airholes from a few pixels to a third of the picture: a wide range of sizes, whatever the distance.
-        largest_m = float(np.clip(0.3 * config.height * pixel_m, 0.004, 0.030))
-        smallest_m = min(max(0.002, 3.0 * pixel_m), 0.5 * largest_m)
-        count = int(np.clip(rng.uniform(0.01, 0.05) * width_m * height_m / (smallest_m * largest_m), 4, 70))
+        if large:
+            # Where airholes are small against the view, what is large and dark is a tie hole or paint: not so here.
+            smallest_m, largest_m = 0.12 * config.height * pixel_m, 0.45 * config.height * pixel_m
+            count, distractor_density = int(rng.integers(1, 4)), float(rng.uniform(0.0, 0.5))
+        else:
+            # Airholes from a few pixels to a third of the picture: a wide range of sizes, whatever the distance.
+            largest_m = float(np.clip(0.3 * config.height * pixel_m, 0.004, 0.030))
+            smallest_m = min(max(0.002, 3.0 * pixel_m), 0.5 * largest_m)
+            count = int(np.clip(rng.uniform(0.01, 0.05) * width_m * height_m / (smallest_m * largest_m), 4, 70))
+            distractor_density = float(rng.uniform(0.5, 2.0))
         try:
             scene = make_scene(
                 kind,
@@ -104,7 +113,7 @@ def _draw_scene(config: ViewConfig, rng: np.random.Generator) -> tuple[Scene, fl
                 height_m=height_m,
                 airhole_count=count,
                 diameter_range_m=(smallest_m, largest_m),
-                distractor_density=float(rng.uniform(0.5, 2.0)),
+                distractor_density=distractor_density,
             )
         except SceneError as error:
             log.debug('a wall is drawn again: %s', error)
