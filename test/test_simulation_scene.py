@@ -48,6 +48,17 @@ def test_a_bubble_cut_above_its_equator_hides_void_below_its_rim():
     assert seen == pytest.approx(below, rel=1e-3)
 
 
+@pytest.mark.parametrize('shape', ['irregular', 'undercut'])
+def test_one_floor_lies_below_a_ragged_rim(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        hole = make_airhole(shape, 0.008, rng.uniform(0.3, 1.2), rng)
+        triangles = shapely.polygons(hole.vertices[hole.faces][:, :, :2])
+        floor = triangles[[triangle.exterior.is_ccw for triangle in triangles]]
+        seen = shapely.area(shapely.intersection(shapely.Polygon(hole.rim), floor)).sum()
+        assert seen == pytest.approx(hole.rim_area_m2, rel=1e-3)
+
+
 def test_the_column_below_a_surface_element_tapers_with_curvature():
     # Straight walls along the normals of a column of radius R: area times (h - h^2 / 2R), a piece of a ring.
     hole = make_tie_hole(0.020, 0.030, taper=1.0)
