@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -27,11 +28,16 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
 
+from cmml_ros.analyze import analyze
+from cmml_ros.bag.reader import BagReader
+from cmml_ros.bag.writer import BagWriter
+from cmml_ros.config import InspectorConfig
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.nodes import inspection_node
 from cmml_ros.nodes.inspection_node import InspectionNode
@@ -43,6 +49,8 @@ RADIUS_M, DEPTH_M = 0.008, 0.004
 START_NS = 1_700_000_000_000_000_000
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TIMEOUT_S = 10.0
+
+Start = Callable[..., subprocess.Popen[str]]
 
 
 class ThresholdSegmenter:
@@ -339,9 +347,34 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     assert (silent.level, silent.message) == (DiagnosticStatus.WARN, 'nothing received')
 
 
-def run_node(name: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, '-m', f'cmml_ros.nodes.{name}', '--ros-args', *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
+# What the processes below run in place of the network.
+KNOWN_SEGMENTER = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import cmml_ros.inspector, {Path(__file__).stem}
+cmml_ros.inspector.Segmenter = {Path(__file__).stem}.ThresholdSegmenter
+from cmml_ros.nodes.inspection_node import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts Python with arguments, as the launch files would; whatever still runs at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+    profile = str(Path(__file__).parents[1] / 'config' / 'fastdds.xml')
+    environment = {**os.environ, 'FASTRTPS_DEFAULT_PROFILES_FILE': profile, 'FASTDDS_DEFAULT_PROFILES_FILE': profile}
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        processes.append(
+            subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+        )
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -351,8 +384,8 @@ def run_node(name: str, *arguments: str) -> subprocess.Popen[str]:
         ('detection.model:=nothing', 'no shipped weights called "nothing"'),
     ],
 )
-def test_a_node_that_cannot_start_says_why(argument: str, message: str) -> None:
-    process = run_node('inspection_node', '-p', argument)
+def test_a_node_that_cannot_start_says_why(start: Start, argument: str, message: str) -> None:
+    process = start('-m', 'cmml_ros.nodes.inspection_node', '--ros-args', '-p', argument)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert message in errors
@@ -360,23 +393,90 @@ def test_a_node_that_cannot_start_says_why(argument: str, message: str) -> None:
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_node_cleanly(number: signal.Signals) -> None:
-    code = """
-import sys
-import cmml_ros.inspector
-from cmml_ros.nodes.inspection_node import main
-class Segmenter:
-    model_id = 'none'
-    def __init__(self, config): pass
-cmml_ros.inspector.Segmenter = Segmenter
-sys.exit(main())
-"""
-    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert 'none listens to /image' in process.stderr.readline()
+def test_a_signal_ends_the_node_cleanly(start: Start, number: signal.Signals) -> None:
+    process = start('-c', KNOWN_SEGMENTER)
+    await_line(process, 'threshold listens to /image')
     started = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 0
     assert 'Traceback' not in errors
     assert time.monotonic() - started < 3.0
+
+
+def test_a_recording_of_the_live_run_gives_the_same_numbers_offline(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bag is played over DDS, inspected and recorded, each by its process; the new bag is analysed again."""
+    stamps = [START_NS + index * 4 * 10**8 for index in range(6)]
+    write_bag(tmp_path / 'original', stamps)
+    inspection = start('-c', KNOWN_SEGMENTER)
+    recorder = start('-m', 'cmml_ros.nodes.recorder_node', '--ros-args', '-p', f'bag_path:={tmp_path / "live"}')
+    await_line(recorder, 'recording to')
+    await_line(inspection, 'threshold listens to')
+    player = start(
+        '-m', 'cmml_ros.nodes.simulator_node', '--ros-args',
+        '-p', f'bag_path:={tmp_path / "original"}', '-p', 'loop:=false',
+    )  # fmt: skip
+    await_line(player, 'finished')
+    assert player.wait(TIMEOUT_S) == 0
+    time.sleep(1.0)
+    for process in (inspection, recorder):
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, errors
+    assert 'lost: nothing' in errors
+
+    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+    analyze(tmp_path / 'live', tmp_path / 'out', InspectorConfig(), bag_out=tmp_path / 'offline')
+    live, offline = read_defects(tmp_path / 'live'), read_defects(tmp_path / 'offline')
+    both = sorted(live.keys() & offline.keys())
+    assert len(both) >= 3
+    for at_ns in both:
+        assert len(live[at_ns]) == 1
+        assert live[at_ns] == pytest.approx(offline[at_ns], rel=1e-6, nan_ok=True)
+
+
+def read_defects(bag: Path) -> dict[int, Any]:
+    """Numbers of every airhole of every frame, by stamp."""
+    frames = {}
+    with BagReader(bag) as reader:
+        for _, message, _ in reader.messages(['/inspection_node/defects']):
+            frames[stamp_ns(message)] = np.array(
+                [
+                    [defect.area, defect.volume, defect.volume_stddev, defect.depth_max, defect.position.x]
+                    for defect in message.defects
+                ]
+            )
+    return frames
+
+
+def write_bag(path: Path, stamps: list[int]) -> None:
+    """The robot of this file, 10 mm further along at each stamp; the clouds come 3 ms after the pictures."""
+    with BagWriter(path) as writer:
+        messages = [('/tf_static', make_edge(stamps[0], 'camera', 'lidar'), stamps[0])]
+        for index, at_ns in enumerate(stamps):
+            later_ns = at_ns + 3_000_000
+            messages += [
+                ('/tf', make_edge(at_ns, 'map', 'camera', 0.01 * index), at_ns),
+                ('/front/image', make_image(make_picture(), make_header(at_ns, 'camera')), at_ns),
+                ('/front/camera_info', make_info(at_ns), at_ns),
+                ('/scan', make_cloud(later_ns), later_ns),
+                ('/tf', make_edge(at_ns + 10**7, 'map', 'camera', 0.01 * index), at_ns + 10**7),
+            ]
+        types = {topic: type(message) for topic, message, _ in messages}
+        for topic, kind in types.items():
+            writer.add_topic(topic, f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}', latched='static' in topic)
+        for topic, message, at_ns in messages:
+            writer.write(topic, serialize_message(message), at_ns)
+
+
+def await_line(process: subprocess.Popen[str], text: str) -> None:
+    """Read what the process says until `text` is in it."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f'never said "{text}": {"".join(said)}')

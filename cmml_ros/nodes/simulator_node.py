@@ -40,7 +40,7 @@ _NAMES = {
     '/tf': '/tf',
 }
 _POLL_PERIOD_S = 0.1
-_SETTLE_S = 1.0  # until every subscription of a node that has just come up is connected
+_SETTLE_S = 1.0  # for connections to come up, and for the last messages to arrive
 _STOP_TIMEOUT_S = 2.0
 
 
@@ -105,6 +105,7 @@ class SimulatorNode(Node):
                     self._outputs[name].publish(bytes(data))
                 if not self._config.loop:
                     break
+            self._stop.wait(_SETTLE_S)  # a publisher takes with it what is still under way
             self.get_logger().info('finished')
         except CmmlError as error:
             self.get_logger().fatal(str(error))
