@@ -113,7 +113,7 @@ class MeasurementConfig:
         0.20, 'prior deviation of depth over equivalent diameter', low=0.01, high=2.0
     )
     prior_shape_ratio_std: float = setting(
-        0.10, 'prior deviation of an airhole from the cap of an ellipsoid, over its depth', low=0.001, high=1.0
+        0.20, 'prior deviation of an airhole from the cap of an ellipsoid, over its depth', low=0.001, high=1.0
     )
 
 

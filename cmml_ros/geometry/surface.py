@@ -310,11 +310,12 @@ def _solve(jacobian: Array, target: Array, weights: Array) -> Array:
 
 
 def _invert(normal_matrix: Array) -> Array:
-    scale = np.sqrt(np.diag(normal_matrix))
-    if not (scale > 0.0).all():
+    diagonal = np.diag(normal_matrix)
+    if not (diagonal > 0.0).all():
         raise SurfaceError('the points around the rim do not define a surface')
+    scales = np.sqrt(np.outer(diagonal, diagonal))
     try:
-        inverse = np.linalg.inv(normal_matrix / np.outer(scale, scale)) / np.outer(scale, scale)
+        inverse = np.linalg.inv(normal_matrix / scales) / scales
     except np.linalg.LinAlgError:
         raise SurfaceError('the points around the rim do not define a surface') from None
     return np.asarray(inverse)

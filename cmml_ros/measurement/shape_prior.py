@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 _CELLS = 12
 _EXTENT = 1.5
 # Correlation length of the deviation from a cap, in radii of the rim.
-_CORRELATION_LENGTH = 0.4
+_CORRELATION_LENGTH = 0.6
 # A cap's deviation vanishes at the rim; this much of its variance remains there, since rims are not quite ellipses.
 _RIM_VARIANCE = 0.05
 # How many cells the prior on the deviation counts for against those of the data.
@@ -32,7 +32,7 @@ _MIN_STRETCH = 0.2
 # The slope of half an ellipsoid is infinite at its rim: no place is nearer to it, in squared radii.
 _RIM_MARGIN = 0.02
 # Share of the deviation's variance that depends on the distance from the rim only: cavities are alike all around.
-_SYMMETRIC_SHARE = 0.3
+_SYMMETRIC_SHARE = 0.7
 _NEWTON_STEPS = 8
 _OUTLIER = 6.0
 _MAD_TO_STD = 1.4826
