@@ -164,6 +164,7 @@ def test_disc_of_20_mm_and_its_cap() -> None:
     assert m.reason == ''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('noise_m', 'depth_limit', 'volume_limit'), [(0.0001, 0.01, 0.01), (0.0005, 0.03, 0.02), (0.001, 0.06, 0.05)]
 )
@@ -208,6 +209,7 @@ def test_area_std_holds_its_terms() -> None:
     assert m.position_std_m == pytest.approx(0.005, rel=0.01)
 
 
+@pytest.mark.slow
 def test_undamaged_wall_is_not_measured() -> None:
     rng = np.random.default_rng(3)
     painted = Wall(draw_caps(rng)).masks
@@ -220,6 +222,7 @@ def test_undamaged_wall_is_not_measured() -> None:
     assert called <= 1  # of 120
 
 
+@pytest.mark.slow
 def test_upper_bound_holds_the_volume() -> None:
     rng = np.random.default_rng(4)
     held = []
@@ -234,6 +237,7 @@ def test_upper_bound_holds_the_volume() -> None:
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('noise_m', 'bias_m'), [(0.01, 0.005), (0.02, -0.008), (0.03, 0.0)])
 @pytest.mark.parametrize('count', [5_000, 80_000])
 def test_time_of_flight_gives_areas_but_no_volume(noise_m: float, bias_m: float, count: int) -> None:
