@@ -123,6 +123,7 @@ class SimulatorNode(Node):
             if self._stop.wait(_POLL_PERIOD_S):
                 return
         self._stop.wait(_SETTLE_S)
+        self.get_logger().info('publishes')
 
     def _recorded_passes(self, path: Path) -> Iterator[Iterator[Timed]]:
         """The sensor topics of a bag under this node's names, stamps untouched: when it loops, time jumps back."""
