@@ -1,4 +1,4 @@
-"""The whole chain: a simulated wall over DDS into the live node, recorded, analysed again offline, compared with the truth.
+"""The whole chain: a simulated wall over DDS into the live node, recorded, analysed again, compared with the truth.
 
     python benchmarks/demo.py [--out out/demo] [--model small]
 
@@ -54,13 +54,13 @@ class DemoError(Exception):
 
 
 class NodeProcess:
-    """One node in a process of its own; what it logs goes to a file, and to `await_line`."""
+    """One node in a process of its own; what it logs goes to a file, and to `lines_until`."""
 
     def __init__(self, name: str, log: Path, parameters: Mapping[str, Any]) -> None:
         arguments = [part for key, value in parameters.items() for part in ('-p', f'{key}:={value}')]
         environment = {
             **os.environ,
-            'ROS_DOMAIN_ID': os.environ.get('ROS_DOMAIN_ID', str(101 + os.getpid() % 100)),
+            'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
             'FASTRTPS_DEFAULT_PROFILES_FILE': str(PROFILE),
             'FASTDDS_DEFAULT_PROFILES_FILE': str(PROFILE),
@@ -188,12 +188,10 @@ def print_table(truth: Mapping[str, Any], live: Sequence[Any], offline: Sequence
     wanted.sort(key=lambda index: -holes[index]['equivalent_diameter_m'])
     matched = [match(holes, live), match(holes, offline)]
 
-    print(
-        'hole    mm |' + '|'.join(f'{f"{name}, {unit}":^37}' for name, _, _, unit, _ in QUANTITIES) + '| volume status'
-    )
-    print(
-        '           |' + '|'.join(f'{"truth":>8} {"live":>13} {"offline":>13} ' for _ in QUANTITIES) + '| live, offline'
-    )
+    titles = '|'.join(f'{f"{name}, {unit}":^37}' for name, _, _, unit, _ in QUANTITIES)
+    print(f'hole    mm |{titles}| volume status')
+    titles = '|'.join(f'{"truth":>8} {"live":>13} {"offline":>13} ' for _ in QUANTITIES)
+    print(f'           |{titles}| live, offline')
     errors: dict[str, list[float]] = {name: [] for name, *_ in QUANTITIES}
     for index in wanted:
         hole = holes[index]
@@ -203,24 +201,20 @@ def print_table(truth: Mapping[str, Any], live: Sequence[Any], offline: Sequence
             values = [getattr(results[index], attribute) if index in results else math.nan for results in matched]
             errors[name].append(abs(values[1] / true - 1.0))
             cells.append(
-                f'{true * scale:8.1f} {format_value(values[0], true, scale)} {format_value(values[1], true, scale)} '
+                ' '.join([f'{true * scale:8.1f}', *(format_value(value, true, scale) for value in values), ''])
             )
         statuses = [
             Status(results[index].volume_status).name if index in results else 'not found' for results in matched
         ]
-        print(
-            f'{hole["id"]:4d} {hole["equivalent_diameter_m"] * 1e3:5.1f} |'
-            + '|'.join(cells)
-            + f'| {", ".join(dict.fromkeys(statuses))}'
-        )
+        diameter_mm = hole['equivalent_diameter_m'] * 1e3
+        print(f'{hole["id"]:4d} {diameter_mm:5.1f} |{"|".join(cells)}| {", ".join(dict.fromkeys(statuses))}')
+
     found = [sum(index in results for index in wanted) for results in matched]
+    medians = [f'{name} {np.nanmedian(error):.1%}' for name, error in errors.items() if np.isfinite(error).any()]
     print(
-        f'\nairholes of {MIN_DIAMETER_PX:.0f} px and more: {len(wanted)} true, {found[0]} found live, {found[1]} found offline'
+        f'\nairholes of {MIN_DIAMETER_PX:.0f} px and more: {len(wanted)} true, {found[0]} found live, '
+        f'{found[1]} found offline; median error offline: {", ".join(medians) or "nothing to compare"}'
     )
-    medians = ', '.join(
-        f'{name} {np.nanmedian(values):.1%}' for name, values in errors.items() if np.isfinite(values).any()
-    )
-    print(f'median error offline: {medians or "nothing to compare"}')
 
 
 def match(holes: Sequence[Mapping[str, Any]], defects: Sequence[Any]) -> dict[int, Any]:
@@ -270,9 +264,8 @@ def main() -> int:
     )
     best = max(offline, key=lambda stamp: len(offline[stamp]))
     cv2.imwrite(str(out / 'overlay.png'), cv2.imread(str(out / 'report' / 'overlays' / f'{best}.jpg')))
-    print(
-        f'report    {out / "report" / "report.html"}\noverlays  {out / "report" / "overlays"}\npicture   {out / "overlay.png"}'
-    )
+    for what, path in (('report', 'report/report.html'), ('overlays', 'report/overlays'), ('picture', 'overlay.png')):
+        print(f'{what:9} {out / path}')
     print(f'{time.monotonic() - started_s:.0f} s')
     return 0 if agree else 1
 
