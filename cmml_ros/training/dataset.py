@@ -40,6 +40,7 @@ class DataConfig:
     lidar_share: float = setting(0.2, 'crops with range of a time-of-flight LiDAR', low=0.0, high=1.0)
     real_share: float = setting(0.35, 'crops over a real picture, when there are any', low=0.0, high=1.0)
     foreign_share: float = setting(0.3, 'crops over the concrete of another view', low=0.0, high=1.0)
+    enlarge_share: float = setting(0.35, 'crops whose range is that of a larger wall, farther away', low=0.0, high=1.0)
     empty_share: float = setting(0.12, 'crops of concrete without any airhole', low=0.0, high=1.0)
 
 
@@ -87,6 +88,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
         else:
             shading = _deepen(shading, coverage, rng)
+        if rng.random() < config.enlarge_share:
+            # The same picture from farther away of a larger wall: no depth is too large for an airhole.
+            depth_m = depth_m * np.float32(np.exp(rng.uniform(0.0, np.log(6.0))))
         image = compose(shading, albedo, draw_response(rng), rng)
 
         range_maps = self._range_maps(depth_m, coverage, rng)
