@@ -22,24 +22,21 @@ def match_qos(publishers: Sequence[TopicEndpointInfo], depth: int) -> QoSProfile
     )
 
 
-def explain_silence(node: Node, subscription: Subscription) -> str | None:
-    """Why `subscription` cannot receive, as far as the ROS graph tells: no publisher, another type, incompatible QoS.
-
-    None when there is no such reason.
-    """
-    topic = subscription.topic_name
-    publishers = node.get_publishers_info_by_topic(topic)
-    if not publishers:
-        return f'nothing publishes {topic}: check its name and namespace, remappings and ROS_DOMAIN_ID'
-    wanted = f'{subscription.msg_type.__module__.split(".")[0]}/msg/{subscription.msg_type.__name__}'
-    reasons = []
-    for publisher in publishers:
-        name = f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
-        if publisher.topic_type != wanted:
-            reasons.append(f'{name} publishes {topic} as {publisher.topic_type}, not {wanted}')
-            continue
-        compatibility, policies = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
-        if compatibility == QoSCompatibility.ERROR:
-            policies = policies.replace('ERROR: ', '').rstrip(';').replace(';', ', ')
-            reasons.append(f'{topic}: QoS of {name} is incompatible: {policies}; change the publisher')
-    return '; '.join(reasons) or None
+def explain_silence(node: Node, subscriptions: Sequence[Subscription]) -> list[str]:
+    """Why nothing arrives, as far as the ROS graph tells: no publisher, another type, incompatible QoS."""
+    publishers = {each.topic_name: node.get_publishers_info_by_topic(each.topic_name) for each in subscriptions}
+    silent = ', '.join(topic for topic, found in publishers.items() if not found)
+    reasons = [f'nothing publishes {silent}: check remappings, namespace and ROS_DOMAIN_ID'] if silent else []
+    for subscription in subscriptions:
+        topic = subscription.topic_name
+        wanted = f'{subscription.msg_type.__module__.split(".")[0]}/msg/{subscription.msg_type.__name__}'
+        for publisher in publishers[topic]:
+            name = f'{publisher.node_namespace.rstrip("/")}/{publisher.node_name}'
+            if publisher.topic_type != wanted:
+                reasons.append(f'{name} publishes {topic} as {publisher.topic_type}, not {wanted}')
+                continue
+            compatibility, policies = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
+            if compatibility == QoSCompatibility.ERROR:
+                policies = policies.replace('ERROR: ', '').rstrip(';').replace(';', ', ')
+                reasons.append(f'{topic}: QoS of {name} is incompatible: {policies}; change the publisher')
+    return reasons

@@ -112,7 +112,8 @@ class InspectionNode(Node):
             self._wake.set()
 
         def on_incompatible_qos(_: object) -> None:
-            self.get_logger().error(explain_silence(self, subscription) or f'{topic}: incompatible QoS')
+            for reason in explain_silence(self, [subscription]):
+                self.get_logger().error(reason)
 
         events = SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos)
         subscription = self.create_subscription(message_type, topic, on_message, qos, event_callbacks=events)
@@ -184,7 +185,9 @@ class InspectionNode(Node):
         self._problem = self._assembler.problem()
         results, self._results_reported = self._results_reported, self._diagnostics.results
         if results == self._results_reported:
-            causes = [self._problem, *(explain_silence(self, inputs) for inputs in self._required)]
+            compressed = self._compressed is not None and self.count_publishers(self._compressed.topic_name)
+            inputs = self._required[1:] if compressed else self._required
+            causes = [self._problem, *explain_silence(self, inputs)]
             text = '; '.join(filter(None, causes)) or 'all inputs arrive, the frame in work is not finished'
             self.get_logger().warning(f'no result for {_SILENCE_S:.0f} s: {text}')
 
