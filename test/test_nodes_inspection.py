@@ -325,10 +325,11 @@ def test_a_jump_back_of_time_starts_a_new_map(robot: Robot) -> None:
     robot.mount()
     robot.send(START_NS + 100 * 10**9, map_x_m=0.0)
     robot.await_messages('defects', 1)
-    robot.send(START_NS, map_x_m=0.5)
-    robot.mount()
-    first, second = robot.await_messages('defects', 2)
-    assert (stamp_ns(first), stamp_ns(second)) == (START_NS + 100 * 10**9, START_NS)
+    # Transforms that come before the first picture of the second run fall victim to the jump.
+    for index in range(3):
+        robot.send(START_NS + index * 10**9, map_x_m=0.5)
+        time.sleep(0.1)
+    robot.await_true(lambda: stamp_ns(robot.received['defects'][-1]) == START_NS + 2 * 10**9, 'second run')
     robot.await_true(
         lambda: [entry.position.x for entry in robot.received['map'][-1].defects] == pytest.approx([0.5], abs=5e-4),
         'map of the second run alone',
