@@ -154,7 +154,8 @@ def _small_blobs(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
 def _cut(view: TrainingView, side: int, rng: np.random.Generator) -> _Patch:
     """A random square of the view, of random scale, mirrored and turned."""
     height, width = view.coverage.shape
-    scale = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
+    # Half of them as they were rendered: a rim is never as sharp again once it is resampled.
+    scale = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6)))) if rng.random() < 0.5 else 1.0
     source = min(round(side / scale), height, width)
     top, left = rng.integers(height - source + 1), rng.integers(width - source + 1)
     rows, columns = np.nonzero(view.ids)
