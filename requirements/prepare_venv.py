@@ -273,7 +273,10 @@ def prepare():
         steps = STEPS
     if steps:
         start = time.monotonic()
-        print('Preparing .venv (once: some minutes and 3 GB; run again to continue after an interruption)')
+        if VENV_STEP in steps:
+            print('Preparing .venv, once: some minutes and 3 GB. After an interruption, run again to continue.')
+        else:
+            print('Updating .venv')
         check_machine(new_venv=VENV_STEP in steps)
         for number, step in enumerate(steps, 1):
             do_step(step, f'[{number}/{len(steps)}] {step.title}')
