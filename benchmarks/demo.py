@@ -38,6 +38,7 @@ SCENE = {'scene': 'plane', 'sensor': 'depth_camera', 'seed': 1, 'rate_hz': 2.0, 
 TOLERANCE = 1e-6
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
+SETTLE_S = 2.0
 DEFECTS_TOPIC = '/inspection_node/defects'
 MAP_TOPIC = '/inspection_node/map'
 # Name in the table, field of the message, field of the truth, unit, and how many of them make the SI unit.
@@ -131,7 +132,10 @@ def run_live(out: Path, model: str) -> None:
             time.sleep(1.0)
     finally:
         # In this order: the last frames are still inspected, the last results still recorded.
-        codes = {node.name: node.stop() for node in nodes}
+        codes = {}
+        for node in nodes:
+            codes[node.name] = node.stop()
+            time.sleep(SETTLE_S)
     for name, code in codes.items():
         if code != 0:
             raise DemoError(f'{name} ended with {code}, see {out / name}.log')
