@@ -41,6 +41,9 @@ class DataConfig:
     real_share: float = setting(0.35, 'crops over a real picture, when there are any', low=0.0, high=1.0)
     foreign_share: float = setting(0.3, 'crops over the concrete of another view', low=0.0, high=1.0)
     enlarge_share: float = setting(0.35, 'crops whose range is that of a larger wall, farther away', low=0.0, high=1.0)
+    rough_share: float = setting(
+        0.3, 'crops over concrete of raised contrast, as rough surfaces have', low=0.0, high=1.0
+    )
     empty_share: float = setting(0.12, 'crops of concrete without any airhole', low=0.0, high=1.0)
 
 
@@ -83,6 +86,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             albedo = _cut_picture(self._pictures[rng.integers(len(self._pictures))], side, rng)
         elif chance < config.real_share + config.foreign_share:
             albedo = _cut(self._any_view(rng), side, rng).albedo
+        if rng.random() < config.rough_share:
+            albedo = _roughen(albedo, rng)
         if rng.random() < config.empty_share:
             shading, coverage = np.ones_like(shading), np.zeros_like(coverage)
             ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
@@ -93,7 +98,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             depth_m = depth_m * np.float32(np.exp(rng.uniform(0.0, np.log(6.0))))
         image = compose(shading, albedo, draw_response(rng), rng)
 
-        range_maps = self._range_maps(depth_m, coverage, rng)
+        range_maps = self._range_maps(depth_m, coverage, albedo, rng)
         inner = slice(config.context_px, side - config.context_px)
         half = slice(config.context_px // RANGE_STRIDE, (side - config.context_px) // RANGE_STRIDE)
         rim = rim_of(ids)
@@ -109,7 +114,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
     def _any_view(self, rng: np.random.Generator) -> TrainingView:
         return load_view(self._views[rng.integers(len(self._views))])
 
-    def _range_maps(self, depth_m: Floats, coverage: Floats, rng: np.random.Generator) -> Floats:
+    def _range_maps(self, depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator) -> Floats:
         height, width = depth_m.shape
         chance = rng.random()
         if chance < self._config.range_drop_share:
@@ -117,7 +122,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         if chance < self._config.range_drop_share + self._config.lidar_share:
             pixels, depths_m = _lidar_returns(depth_m, rng)
         else:
-            pixels, depths_m = _depth_camera_returns(depth_m, coverage, rng)
+            pixels, depths_m = _depth_camera_returns(depth_m, coverage, albedo, rng)
         return range_features(pixels, depths_m, height, width)
 
 
@@ -186,7 +191,7 @@ def _cut(view: TrainingView, side: int, rng: np.random.Generator) -> _Patch:
 def _cut_picture(picture: NDArray[np.uint8], side: int, rng: np.random.Generator) -> Floats:
     """A random square of a real picture as linear reflectance, (side, side, 3)."""
     height, width = picture.shape[:2]
-    scale = float(np.exp(rng.uniform(np.log(0.7), np.log(2.0))))
+    scale = float(np.exp(rng.uniform(np.log(0.7), np.log(3.0))))
     source = min(round(side / scale), height, width)
     top, left = rng.integers(height - source + 1), rng.integers(width - source + 1)
     resized = cv2.resize(picture[top : top + source, left : left + source], (side, side), interpolation=cv2.INTER_AREA)
@@ -197,6 +202,13 @@ def _cut_picture(picture: NDArray[np.uint8], side: int, rng: np.random.Generator
     # Pictures come under- and over-exposed: bring each to the reflectance of concrete on average.
     level = float(np.exp(rng.normal(np.log(0.35), 0.35)))
     return np.asarray(np.clip(linear * (level / max(float(np.median(linear)), 1e-3)), 0.0, 1.0), np.float32)
+
+
+def _roughen(albedo: Floats, rng: np.random.Generator) -> Floats:
+    """The same concrete with up to four times the contrast, as of coarse grain under low light."""
+    middle = max(float(np.median(albedo)), 1e-3)
+    gain = float(np.exp(rng.uniform(np.log(1.2), np.log(4.0))))
+    return np.asarray(np.clip(middle * (albedo / middle) ** gain, 0.0, 1.0), np.float32)
 
 
 def _deepen(shading: Floats, coverage: Floats, rng: np.random.Generator) -> Floats:
@@ -219,7 +231,7 @@ def _flat_depth(depth_m: Floats) -> Floats:
 
 
 def _depth_camera_returns(
-    depth_m: Floats, coverage: Floats, rng: np.random.Generator
+    depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Pixels and noisy depths as of a stereo or structured-light camera, with its faults."""
     height, width = depth_m.shape
@@ -233,7 +245,11 @@ def _depth_camera_returns(
     noise_m = float(np.exp(rng.uniform(np.log(4e-5), np.log(1.5e-3))))
     depths += rng.normal(0.0, noise_m, depths.shape)
     if rng.random() < 0.4:  # texture of the surface and correlated matching errors
-        bumps = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), rng.uniform(1.5, 5.0))
+        # What is dark on a rough surface is often a gap between its grains.
+        grain = -np.log(np.maximum(albedo.mean(axis=2), 1e-3))
+        source = grain if rng.random() < 0.5 else rng.standard_normal((height, width))
+        bumps = cv2.GaussianBlur(source.astype(np.float32), (0, 0), rng.uniform(1.5, 5.0))
+        bumps -= bumps.mean()
         bumps_m = float(np.exp(rng.uniform(np.log(1e-4), np.log(1.2e-3)))) / max(float(bumps.std()), 1e-9)
         depths += bumps_m * bumps[at_row, at_column]
     keep = rng.random(depths.shape) > rng.uniform(0.0, 0.2)
