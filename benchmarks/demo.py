@@ -36,7 +36,8 @@ from cmml_ros.measurement.defect import Status
 LIVE_S = 20
 SCENE = {'scene': 'plane', 'sensor': 'depth_camera', 'seed': 1, 'rate_hz': 2.0, 'frames': 12}
 TOLERANCE = 1e-6
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 60.0
+RENDER_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 10.0
 SETTLE_S = 2.0
 DEFECTS_TOPIC = '/inspection_node/defects'
@@ -119,21 +120,19 @@ def run_live(out: Path, model: str) -> None:
         return nodes[-1]
 
     try:
-        simulator = start('simulator_node', {**SCENE, 'truth_path': out / 'truth.json'})
-        with tqdm(total=SCENE['frames'], desc='render', unit='frame', dynamic_ncols=True) as progress:
-            for line in simulator.lines_until('waits for a subscriber', START_TIMEOUT_S):
-                progress.update('rendered' in line)
-        # Only now: rendering takes every core, and nothing is published before somebody listens.
+        start('recorder_node', {'bag_path': out / 'bag'})
         inspection = start('inspection_node', {'detection.model': model})
         for _ in inspection.lines_until('listens to', START_TIMEOUT_S):
             pass
-        start('recorder_node', {'bag_path': out / 'bag'})
+        simulator = start('simulator_node', {**SCENE, 'truth_path': out / 'truth.json'})
+        with tqdm(total=SCENE['frames'], desc='render', unit='frame', dynamic_ncols=True) as progress:
+            for line in simulator.lines_until('publishes', RENDER_TIMEOUT_S):
+                progress.update('rendered' in line)
         for _ in tqdm(range(LIVE_S), desc='live', unit='s', dynamic_ncols=True):
             time.sleep(1.0)
     finally:
-        # In this order: the last frames are still inspected, the last results still recorded.
         codes = {}
-        for node in nodes:
+        for node in reversed(nodes):  # the last frames are still inspected, the last results still recorded
             codes[node.name] = node.stop()
             time.sleep(SETTLE_S)
     for name, code in codes.items():
