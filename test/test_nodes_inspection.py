@@ -321,6 +321,17 @@ def test_an_incompatible_publisher_is_named_with_both_policies(capfd: pytest.Cap
     assert any('QoS of /robot is incompatible' in line for line in lines)
 
 
+def test_best_effort_transforms_are_taken_too(robot: Robot) -> None:
+    robot.mount()
+    robot.destroy_publisher(robot.tf)
+    robot.tf = robot.create_publisher(TFMessage, '/tf', qos_profile_sensor_data)
+    robot.await_true(lambda: robot.count_subscribers('/tf') == 2, 'second subscription')
+    time.sleep(0.2)
+    robot.send(START_NS, map_x_m=0.25)
+    (message,) = robot.await_messages('map', 1)
+    assert message.defects[0].position.x == pytest.approx(0.25, abs=5e-4)
+
+
 def test_a_jump_back_of_time_starts_a_new_map(robot: Robot) -> None:
     robot.mount()
     robot.send(START_NS + 100 * 10**9, map_x_m=0.0)

@@ -42,8 +42,10 @@ _STOP_TIMEOUT_S = 2.0
 
 # Best effort connects to reliable and to best-effort publishers alike.
 _SENSOR_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-_TF_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+# A lost transform changes what is interpolated across its gap, so these are asked for reliably.
+_TF_QOS = QoSProfile(depth=1000)
 _TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+_TF_BEST_EFFORT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class InspectionNode(Node):
@@ -62,6 +64,7 @@ class InspectionNode(Node):
         self._outputs = InspectionPublishers(self)
         self._diagnostics = Diagnostics(self, self._topics)
         self._latest_stamp_ns = 0
+        self._tf_falls_back = False
         self._results_reported = 0
         self._problem: str | None = None
         self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
@@ -112,6 +115,10 @@ class InspectionNode(Node):
             self._wake.set()
 
         def on_incompatible_qos(_: object) -> None:
+            if qos is _TF_QOS and not self._tf_falls_back:
+                self._tf_falls_back = True  # some drivers publish even this as best effort
+                self._listen(name, message_type, topic, _TF_BEST_EFFORT_QOS, add)
+                return
             for reason in explain_silence(self, [subscription]):
                 self.get_logger().error(reason)
 
@@ -141,6 +148,8 @@ class InspectionNode(Node):
                 if time.monotonic() >= self._map_due_s:
                     self._publish_map()
             except Exception as error:  # one frame is lost, never the node
+                if self._stop.is_set():
+                    return  # the publishers are gone
                 what = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
                 self.get_logger().error(f'one frame lost: {what}', throttle_duration_sec=1.0)
                 self._assembler.drop(1, f'inspection failed: {type(error).__name__}')

@@ -30,7 +30,7 @@ _OUTPUTS = {
     'image/compressed': (CompressedImage, QoSProfile(depth=10)),
     'camera_info': (CameraInfo, QoSProfile(depth=10)),
     'points': (PointCloud2, QoSProfile(depth=10)),
-    '/tf': (TFMessage, QoSProfile(depth=100)),
+    '/tf': (TFMessage, QoSProfile(depth=1000)),
     '/tf_static': (TFMessage, QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)),
 }
 _NAMES = {
