@@ -9,7 +9,7 @@ from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
 from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
 from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.runtime import Segmenter
+from cmml_ros.model.runtime import Segmenter, _merge_octaves
 
 
 @pytest.fixture
@@ -85,3 +85,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
 def test_demanding_cuda_where_there_is_none_is_refused(weights: Path):
     with pytest.raises(ModelError, match='finds no CUDA device'):
         Segmenter(DetectionConfig(model=str(weights), device='cuda'))
+
+
+def test_a_large_blob_that_only_the_coarse_picture_shows_is_taken_from_it():
+    fine, coarse = np.zeros((2, 160, 240), np.float32), np.zeros((2, 40, 60), np.float32)
+    rows, columns = np.mgrid[:40, :60]
+    coarse[0] = np.clip(8.5 - np.hypot(rows - 19.5, columns - 29.5), 0, 1)  # 64 px across in the fine picture
+    coarse[0, 2:4, 2:4] = 1.0  # a speck
+    mask, _ = _merge_octaves(fine, coarse)
+    assert mask.sum() == pytest.approx(np.pi * 32**2, rel=0.03)
+    assert not mask[:20, :20].any()
+    fine[0, 50:112, 90:155] = 0.9  # most of it was found
+    kept, _ = _merge_octaves(fine, coarse)
+    np.testing.assert_array_equal(kept, fine[0])

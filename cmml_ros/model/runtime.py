@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmml_ros.config import DetectionConfig
@@ -21,6 +23,10 @@ from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_fe
 from cmml_ros.model.segmentation_head import MASK, RIM
 
 log = logging.getLogger(__name__)
+
+_OCTAVE = 4
+# A disc of 10 pixels in the coarse picture, 40 in the fine one.
+_MIN_COARSE_AREA_PX = 78.5
 
 
 class Segmenter:
@@ -45,24 +51,68 @@ class Segmenter:
     def probabilities(
         self, image: NDArray[np.uint8], projected: ProjectedCloud | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(H, W) probabilities of "inside the rim of an airhole" and "on such a rim"."""
+        """(H, W) probabilities of "inside the rim of an airhole" and "on such a rim".
+
+        The network runs on the picture, and on a quarter of its resolution for what is too large to be seen as a whole:
+        a coarse blob counts where the fine picture missed most of it.
+        """
+        pixels = depths_m = None
+        if projected is not None and self._config.use_range:
+            pixels, depths_m = projected.pixels, projected.points_camera[:, 2]
+        fine = self._run(image, pixels, depths_m)
+        height, width = image.shape[:2]
+        small = cv2.resize(image, (width // _OCTAVE, height // _OCTAVE), interpolation=cv2.INTER_AREA)
+        if pixels is not None:
+            pixels = (pixels + 0.5) / _OCTAVE - 0.5
+        coarse = self._run(np.asarray(small, np.uint8), pixels, depths_m)
+        return _merge_octaves(fine, coarse)
+
+    def _run(
+        self, image: NDArray[np.uint8], pixels: NDArray[np.float64] | None, depths_m: NDArray[np.float64] | None
+    ) -> NDArray[np.float32]:
+        """Probabilities (2, H, W) of the network on one picture."""
         height, width = image.shape[:2]
         bottom, right = -height % INPUT_MULTIPLE, -width % INPUT_MULTIPLE
         padded = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode='edge')
         range_maps = np.zeros(
             (RANGE_CHANNELS, padded.shape[0] // RANGE_STRIDE, padded.shape[1] // RANGE_STRIDE), np.float32
         )
-        if projected is not None and self._config.use_range:
-            maps = range_features(projected.pixels, projected.points_camera[:, 2], height, width)
+        if pixels is not None and depths_m is not None:
+            maps = range_features(pixels, depths_m, height, width)
             range_maps[:, : maps.shape[1], : maps.shape[2]] = maps
         with torch.inference_mode():
-            pixels = torch.from_numpy(padded).to(self._device).permute(2, 0, 1).float().div(255.0)[None]
+            batch = torch.from_numpy(padded).to(self._device).permute(2, 0, 1).float().div(255.0)[None]
             logits = self._network(
-                pixels.contiguous(memory_format=torch.channels_last),
+                batch.contiguous(memory_format=torch.channels_last),
                 torch.from_numpy(range_maps).to(self._device)[None].contiguous(memory_format=torch.channels_last),
             )
-            probabilities = logits[0, :, :height, :width].sigmoid().cpu().numpy()  # (2, H, W)
-        return probabilities[MASK], probabilities[RIM]
+            probabilities: NDArray[np.float32] = logits[0, :, :height, :width].sigmoid().cpu().numpy()
+        return probabilities
+
+
+def _merge_octaves(
+    fine: NDArray[np.float32], coarse: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mask and rim probabilities (H, W): the coarse ones in large blobs of which the fine mask has less than half."""
+    mask, rim = fine[MASK], fine[RIM]
+    blobs, count = ndimage.label(coarse[MASK] >= 0.5)
+    missed = np.zeros(blobs.shape, bool)
+    if count:
+        found = cv2.resize(mask, blobs.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
+        index = np.arange(1, count + 1)
+        areas = ndimage.sum_labels(np.ones(blobs.shape), blobs, index)
+        shares = ndimage.mean(found, blobs, index)
+        missed = np.isin(blobs, index[(areas >= _MIN_COARSE_AREA_PX) & (shares < 0.5)])
+    if not missed.any():
+        return mask, rim
+    size = (mask.shape[1], mask.shape[0])
+    around = cv2.dilate(missed.astype(np.uint8), np.ones((3, 3), np.uint8))
+    chosen = cv2.resize(around, size, interpolation=cv2.INTER_NEAREST) > 0
+    mask, rim = (
+        np.asarray(np.where(chosen, cv2.resize(coarse[channel], size), fine[channel]), np.float32)
+        for channel in (MASK, RIM)
+    )
+    return mask, rim
 
 
 def _choose_device(wanted: str) -> torch.device:

@@ -1,0 +1,118 @@
+"""The pipeline on simulated walls, with the weights that are shipped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmml_ros.analyze import analyze
+from cmml_ros.config import DetectionConfig, InspectorConfig
+from cmml_ros.frame import Frame
+from cmml_ros.inspector import Inspector
+from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.simulation.scenario import Scenario, simulate_bag
+
+# A blob this close to the image's place of a true airhole is that airhole.
+REACH_PX = 6.0
+
+
+@pytest.fixture(scope='module')
+def inspector() -> Inspector:
+    return Inspector(InspectorConfig(detection=DetectionConfig(device='cpu')))
+
+
+def make_frame(scenario: Scenario, index: int = 0) -> Frame:
+    simulated = scenario.frame(index)
+    return Frame(
+        image=simulated.rendering.image,
+        camera=scenario.camera,
+        stamp_ns=simulated.stamp_ns,
+        frame_id='camera_optical_frame',
+        cloud=simulated.cloud,
+        cloud_stamp_ns=simulated.cloud_stamp_ns,
+        T_camera_lidar=scenario.extrinsic,
+        T_map_camera=simulated.T_map_camera,
+    )
+
+
+def find(defects: tuple[Defect, ...], pixel: np.ndarray) -> Defect | None:
+    for defect in defects:
+        if np.hypot(*(defect.outline_px.mean(axis=0) - pixel)) < REACH_PX:
+            return defect
+    return None
+
+
+def pair(scenario: Scenario, frame: Frame, defects: tuple[Defect, ...], min_diameter_m: float) -> list[tuple]:
+    """(truth, defect or None) of the airholes that the frame shows well inside."""
+    pairs = []
+    for hole in scenario.scene.holes:
+        assert frame.T_map_camera is not None
+        pixels, visible = frame.camera.project(frame.T_map_camera.inverse().apply(hole.rim))
+        inner = visible.all() and pixels.min() > 10 and (pixels < [1270, 710]).all()
+        if inner and hole.equivalent_diameter_m >= min_diameter_m:
+            pairs.append((hole, find(defects, pixels.mean(axis=0))))
+    return pairs
+
+
+def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
+    scenario = Scenario(sensor_name='depth_camera', seed=11)
+    frame = make_frame(scenario)
+    inspection = inspector.inspect(frame)
+    pairs = pair(scenario, frame, inspection.defects, min_diameter_m=0.005)
+    assert len(pairs) >= 8
+    found = [(hole, defect.measurement) for hole, defect in pairs if defect is not None]
+    assert len(found) >= 0.9 * len(pairs)
+    areas = [m.area_m2 / hole.area_m2 for hole, m in found if m.area_status is Status.MEASURED]
+    assert np.median(np.abs(np.array(areas) - 1.0)) < 0.05
+    volumes = [m.volume_m3 / hole.volume_m3 for hole, m in found if m.volume_status is Status.MEASURED]
+    assert len(volumes) >= 3
+    assert np.median(np.abs(np.array(volumes) - 1.0)) < 0.08
+    assert set(inspection.timings_s) == {'project', 'network', 'measure'}
+
+
+def test_a_time_of_flight_lidar_scales_areas_and_measures_no_volume(inspector: Inspector):
+    scenario = Scenario(sensor_name='tof_lidar', seed=11)
+    frame = make_frame(scenario)
+    defects = inspector.inspect(frame).defects
+    pairs = pair(scenario, frame, defects, min_diameter_m=0.005)
+    areas = [d.measurement.area_m2 / hole.area_m2 for hole, d in pairs if d is not None]
+    assert np.nanmedian(np.abs(np.array(areas) - 1.0)) < 0.1
+    assert all(defect.measurement.volume_status is not Status.MEASURED for defect in defects)
+    assert all(np.isnan(defect.measurement.volume_m3) for defect in defects)
+
+
+def test_what_is_missing_is_a_status_and_a_reason_not_a_zero(inspector: Inspector):
+    frame = make_frame(Scenario(seed=11))
+    for changes, status, reason in (
+        ({'cloud': None, 'cloud_stamp_ns': None}, Status.NO_POINTS, 'no cloud came with this image'),
+        ({'T_camera_lidar': None, 'transform_reason': 'base_link -> lidar: unknown'}, Status.NO_TRANSFORM, 'base_link'),
+    ):
+        inspection = inspector.inspect(replace(frame, **changes))
+        assert inspection.defects
+        for defect in inspection.defects:
+            assert defect.measurement.volume_status is status
+            assert reason in defect.measurement.reason
+            assert np.isnan(defect.measurement.area_m2)
+
+
+def test_a_black_picture_and_an_empty_cloud_are_harmless(inspector: Inspector):
+    frame = make_frame(Scenario(seed=11))
+    assert inspector.inspect(replace(frame, image=np.zeros_like(frame.image))).defects is not None
+    assert frame.cloud is not None
+    empty = replace(frame, cloud=replace(frame.cloud, points=np.empty((0, 3)), intensity=None))
+    for defect in inspector.inspect(empty).defects:
+        assert defect.measurement.volume_status in (Status.NO_POINTS, Status.CUT_BY_BORDER)
+        assert np.isnan(defect.measurement.volume_m3)
+
+
+@pytest.mark.slow
+def test_the_same_bag_gives_the_same_bytes(tmp_path: Path):
+    simulate_bag(tmp_path / 'wall', Scenario(seed=12), 2)
+    config = InspectorConfig(detection=DetectionConfig(device='cpu'))
+    for name in ('first', 'second'):
+        analyze(tmp_path / 'wall', tmp_path / name, config)
+    for table in ('defects.csv', 'observations.csv', 'defects.geojson'):
+        first = (tmp_path / 'first' / table).read_bytes()
+        assert first == (tmp_path / 'second' / table).read_bytes()
+        assert len(first) > 500
