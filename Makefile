@@ -28,14 +28,8 @@ lint: setup  ## check style, import border and types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-bench: setup  ## measure accuracy on simulated walls, one for each range sensor
-	@rm -rf out/bench
-	@set -e; for sensor in depth_camera line_profiler tof_lidar; do \
-	  echo "== $$sensor"; \
-	  $(VENV)/bin/cmml simulate out/bench/$$sensor --sensor $$sensor --seed 1; \
-	  $(VENV)/bin/cmml analyze out/bench/$$sensor --out out/bench/$$sensor.report; \
-	  $(RUN) benchmarks/score_wall.py out/bench/$$sensor out/bench/$$sensor.report; \
-	done
+bench: setup  ## measure accuracy on simulated walls, for each range sensor, and speed
+	@$(RUN) benchmarks/run.py
 
 clean:  ## remove .venv and everything that was made
 	rm -rf $(VENV) build install log out .pytest_cache .ruff_cache .mypy_cache .hypothesis
