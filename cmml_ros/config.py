@@ -73,7 +73,7 @@ class DetectionConfig:
     device: str = setting('auto', 'where the network runs', choices=('auto', 'cpu', 'cuda'))
     threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to the runtime', low=0, high=256)
     mask_threshold: float = setting(0.5, 'probability from which a pixel belongs to an airhole', low=0.05, high=0.95)
-    confidence_threshold: float = setting(0.5, 'mean probability from which a blob is reported', low=0.0, high=1.0)
+    confidence_threshold: float = setting(0.7, 'mean probability from which a blob is reported', low=0.0, high=1.0)
     min_diameter_px: float = setting(3.0, 'smaller blobs are not reported', unit='px', low=1.0, high=100.0)
     use_range: bool = setting(True, 'give the network the projected range where there is any')
 
@@ -108,6 +108,9 @@ class MeasurementConfig:
         3.3, 'deviations above an undamaged patch from which a depth is measured', low=1.0, high=10.0
     )
     min_points: int = setting(8, 'fewer points inside the rim leave depth to the shape prior', low=1, high=10000)
+    min_depth_ratio: float = setting(
+        0.1, 'what is surely shallower than this share of its diameter is a mark, no airhole', low=0.0, high=1.0
+    )
     prior_depth_ratio_mean: float = setting(0.35, 'prior mean of depth over equivalent diameter', low=0.01, high=2.0)
     prior_depth_ratio_std: float = setting(
         0.20, 'prior deviation of depth over equivalent diameter', low=0.01, high=2.0

@@ -9,7 +9,7 @@ from cmml_ros.config import InspectorConfig
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.measurement.defect import Defect, Status
-from cmml_ros.measurement.measure import measure, outline_in_image
+from cmml_ros.measurement.measure import is_flat, measure, outline_in_image
 from cmml_ros.model.runtime import Segmenter
 
 
@@ -45,6 +45,7 @@ class Inspector:
         defects = tuple(
             Defect(mask.class_id, mask.confidence, mask.roi, outline_in_image(mask), measurement)
             for mask, measurement in zip(masks, measurements, strict=True)
+            if not is_flat(measurement, self._config.measurement)
         )
         measured_at = time.perf_counter()
         timings_s = {

@@ -22,7 +22,7 @@ from cmml_ros.measurement.rim import Rim, find_rim_level, outline_in_image
 from cmml_ros.measurement.shape_prior import Opening, Prior, Readings, fit_cavity
 from cmml_ros.measurement.uncertainty import UPPER_95, Budget, assume_range_bias, find_undamaged_std
 
-__all__ = ['measure', 'outline_in_image']
+__all__ = ['is_flat', 'measure', 'outline_in_image']
 
 Array = NDArray[np.float64]
 
@@ -65,6 +65,18 @@ def measure(
     points = _PointMap(projected, camera)
     occupied = _find_occupied(masks, camera, surface)
     return [_measure_one(mask, points, occupied, camera, surface, config) for mask in masks]
+
+
+def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
+    """Whether the points rule an airhole out: paint, stains and splashes are dark and flat.
+
+    A cap of an ellipsoid of depth h over a rim of area A has the volume A h / 2; so flat is what has, with 95 %
+    probability, less than that of the shallowest airhole of its diameter.
+    """
+    if measurement.volume_status is not Status.BELOW_DETECTION_LIMIT:
+        return False
+    least_m3 = 0.5 * config.min_depth_ratio * measurement.equivalent_diameter_m * measurement.area_m2
+    return bool(measurement.volume_upper_bound_m3 < least_m3)
 
 
 class _PointMap:
