@@ -107,11 +107,18 @@ class InspectionNode(Node):
         self, name: str, message_type: type, topic: str, qos: QoSProfile, add: Callable[[Any], None]
     ) -> Subscription:
         def on_message(message: Any) -> None:
-            try:
-                add(message)
-                self._diagnostics.received(name, message)
-            except CmmlError as error:
-                self._reject(error)
+            # The executor takes one message of each topic a turn. All that wait are taken here, or transforms at 100 Hz
+            # and more would fall behind the pictures while the worker keeps Python busy.
+            for _ in range(qos.depth):
+                try:
+                    add(message)
+                    self._diagnostics.received(name, message)
+                except CmmlError as error:
+                    self._reject(error)
+                taken = subscription.handle.take_message(message_type, False)
+                if taken is None:
+                    break
+                message = taken[0]
             self._wake.set()
 
         def on_incompatible_qos(_: object) -> None:

@@ -17,6 +17,8 @@ from rclpy.signals import SignalHandlerOptions
 from cmml_ros.errors import CmmlError
 
 _SIGNAL_LATENCY_S = 0.1
+# Python's own 5 ms would be what each callback waits for a worker thread that computes.
+_SWITCH_INTERVAL_S = 0.0005
 
 
 def run_node(make_node: Callable[[], Node]) -> int:
@@ -28,6 +30,7 @@ def run_node(make_node: Callable[[], Node]) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
