@@ -23,7 +23,12 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     """
     blobs, _ = ndimage.label(mask >= config.mask_threshold, structure=np.ones((3, 3)))
     masks: list[InstanceMask] = []
+    # Noise makes thousands of specks: they are passed over before anything is computed for them.
+    least_area_px = np.pi / 4.0 * config.min_diameter_px**2
+    areas_px = np.bincount(blobs.ravel())
     for index, box in enumerate(ndimage.find_objects(blobs), start=1):
+        if areas_px[index] < least_area_px:
+            continue
         window = _grow(box[0], mask.shape[0]), _grow(box[1], mask.shape[1])
         owners = _part_touching(blobs[window] == index, rim[window])
         count = int(owners.max())
