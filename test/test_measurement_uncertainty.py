@@ -12,6 +12,11 @@ def test_variances_add() -> None:
     assert Budget(1.0, 1.0, 1.0, 1.0, 1.0, 4.0).std == 3.0
 
 
+def test_more_views_do_not_average_shape_patches_bias_and_boundary() -> None:
+    budget = Budget(noise=16.0, surface=20.0, scale=20.0, shape=4.0, patch=4.0, bias=4.0, boundary=13.0)
+    assert (budget.std, budget.systematic_std) == (9.0, 5.0)
+
+
 def test_time_of_flight_noise_implies_a_bias() -> None:
     assert assume_range_bias(0.001, 0.0) == 0.0
     assert assume_range_bias(0.020, 0.0) == 0.020

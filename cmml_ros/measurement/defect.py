@@ -40,6 +40,8 @@ class Measurement:
 
     Deviations are one standard deviation. NaN is "unknown", and the reason says why. volume_m3 is the void between the
     reference surface and the bottom, over the rim polygon; volume_upper_bound_m3 is the 95 % bound.
+    *_systematic_std: the part of a deviation that all views of an airhole share, so that fusing does not lessen it;
+    NaN when nobody told, which is to be taken as all of it.
     outline: (n, 3) rim polygon on the surface, counter-clockwise seen from outside. normal points out of the wall.
     """
 
@@ -50,13 +52,16 @@ class Measurement:
     outline: Array = field(default_factory=_no_outline)
     area_m2: float = math.nan
     area_std_m2: float = math.nan
+    area_systematic_std_m2: float = math.nan
     equivalent_diameter_m: float = math.nan
     major_axis_m: float = math.nan
     minor_axis_m: float = math.nan
     depth_max_m: float = math.nan
     depth_max_std_m: float = math.nan
+    depth_max_systematic_std_m: float = math.nan
     volume_m3: float = math.nan
     volume_std_m3: float = math.nan
+    volume_systematic_std_m3: float = math.nan
     volume_upper_bound_m3: float = math.nan
     position_std_m: float = math.nan
     range_noise_m: float = math.nan

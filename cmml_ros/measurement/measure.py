@@ -171,7 +171,8 @@ def _measure_one(
     cosine = abs(float(normal @ rim.position)) / distance
     elevation_std = surface.elevation_std(*rim.centre)
     bias_m = assume_range_bias(surface.range_noise_m, config.range_bias_m)
-    distance_std = math.hypot(elevation_std / cosine, bias_m)
+    fit_distance_std = elevation_std / cosine
+    distance_std = math.hypot(fit_distance_std, bias_m)
     placed = Measurement(
         area_status=Status.CUT_BY_BORDER,
         volume_status=Status.CUT_BY_BORDER,
@@ -185,15 +186,20 @@ def _measure_one(
     if mask.touches_border:
         return placed
 
-    scale_std = 2.0 * distance_std / distance
+    scale_std, scale_bias = 2.0 * fit_distance_std / distance, 2.0 * bias_m / distance
     boundary_std = config.boundary_std_px * rim.perimeter_px / mask.area_px
-    area_budget = Budget(boundary=(boundary_std * rim.area) ** 2, scale=(scale_std * rim.area) ** 2)
+    area_budget = Budget(
+        scale=(scale_std * rim.area) ** 2,
+        bias=(scale_bias * rim.area) ** 2,
+        boundary=(boundary_std * rim.area) ** 2,
+    )
     major_axis_m, minor_axis_m = rim.axes
     sized = replace(
         placed,
         area_status=Status.MEASURED,
         area_m2=rim.area,
         area_std_m2=area_budget.std,
+        area_systematic_std_m2=area_budget.systematic_std,
         equivalent_diameter_m=2.0 * math.sqrt(rim.area / math.pi),
         major_axis_m=major_axis_m,
         minor_axis_m=minor_axis_m,
@@ -230,16 +236,18 @@ def _measure_one(
     rim_depth = max(float(at_rim.mean()), 0.0) if len(at_rim) else mean_depth
     volume_budget = Budget(
         noise=volume.noise_variance,
-        shape=volume.shape_variance,
-        surface=(volume.common_response * surface_std) ** 2,
-        bias=(volume.common_response * bias_m) ** 2,
-        boundary=(boundary_std * rim.area * rim_depth) ** 2,
+        surface=(volume.common_response * elevation_std) ** 2,
         scale=(scale_std * volume.mean) ** 2,
+        shape=volume.shape_variance,
+        patch=(volume.common_response * surface.patch_std_m) ** 2,
+        bias=(volume.common_response * bias_m) ** 2 + (scale_bias * volume.mean) ** 2,
+        boundary=(boundary_std * rim.area * rim_depth) ** 2,
     )
     depth_budget = Budget(
         noise=depth.noise_variance,
+        surface=(depth.common_response * elevation_std) ** 2,
         shape=depth.shape_variance,
-        surface=(depth.common_response * surface_std) ** 2,
+        patch=(depth.common_response * surface.patch_std_m) ** 2,
         bias=(depth.common_response * bias_m) ** 2,
     )
     if few and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
@@ -255,8 +263,10 @@ def _measure_one(
         volume_status=Status.SHAPE_PRIOR if guessed else Status.MEASURED,
         depth_max_m=depth.mean,
         depth_max_std_m=depth_budget.std,
+        depth_max_systematic_std_m=depth_budget.systematic_std,
         volume_m3=volume.mean,
         volume_std_m3=volume_budget.std,
+        volume_systematic_std_m3=volume_budget.systematic_std,
         volume_upper_bound_m3=volume.mean + UPPER_95 * volume_budget.std,
         reason='part of the depth comes from the shape prior' if guessed else '',
     )

@@ -19,22 +19,28 @@ TIME_OF_FLIGHT_NOISE_M = 0.003
 class Budget:
     """Variances of one quantity by origin, in its own unit squared.
 
-    noise: white noise of the readings. shape: what no reading saw. surface: the reference surface, and patches of the
-    real surface that deviate from it. bias: range error common to the readings. boundary: the rim in the image.
-    scale: size of a pixel on the surface.
+    New in every view: noise: white noise of the readings. surface: the fit of the reference surface. scale: size of a
+    pixel on the surface. The same in every view: shape: what no reading saw. patch: patches of the real surface that
+    deviate from it. bias: range error common to the readings. boundary: the rim in the image.
     """
 
     noise: float = 0.0
-    shape: float = 0.0
     surface: float = 0.0
+    scale: float = 0.0
+    shape: float = 0.0
+    patch: float = 0.0
     bias: float = 0.0
     boundary: float = 0.0
-    scale: float = 0.0
+
+    @property
+    def systematic_std(self) -> float:
+        """Standard deviation of what further views of the same airhole do not average out."""
+        return math.sqrt(self.shape + self.patch + self.bias + self.boundary)
 
     @property
     def std(self) -> float:
         """Combined standard deviation."""
-        return math.sqrt(self.noise + self.shape + self.surface + self.bias + self.boundary + self.scale)
+        return math.sqrt(self.noise + self.surface + self.scale + self.systematic_std**2)
 
 
 def assume_range_bias(range_noise_m: float, configured_m: float) -> float:
