@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
+import pytest
+
+if TYPE_CHECKING:  # it needs ROS
+    from robot import Robot, StartNode
 
 
 def pytest_configure() -> None:
@@ -14,3 +20,19 @@ def pytest_configure() -> None:
     # The time of one example says more about the machine than about the code; a failure must come back in the next run.
     hypothesis.settings.register_profile('cmml_ros', deadline=None, derandomize=True)
     hypothesis.settings.load_profile('cmml_ros')
+
+
+@pytest.fixture
+def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
+    """Drivers connected over DDS to an active inspection_node in this process."""
+    from robot import run_robot
+
+    yield from run_robot(monkeypatch)
+
+
+@pytest.fixture
+def start_node() -> Iterator[StartNode]:
+    """Starts nodes as processes; whatever still runs at the end is killed."""
+    from robot import run_node_processes
+
+    yield from run_node_processes()

@@ -4,184 +4,44 @@ from __future__ import annotations
 
 import array
 import math
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 pytest.importorskip('rclpy')
-import rclpy
-from cmml_ros.msg import DefectArray
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import TransformStamped
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from robot import (
+    DEPTH_M,
+    HEIGHT,
+    RADIUS_M,
+    START_NS,
+    WIDTH,
+    Robot,
+    StartNode,
+    ThresholdSegmenter,
+    make_cloud,
+    make_edge,
+    make_info,
+    make_picture,
+    stamp_ns,
+)
+from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
-from visualization_msgs.msg import Marker, MarkerArray
+from visualization_msgs.msg import Marker
 
 from cmml_ros.analyze import analyze
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
 from cmml_ros.config import InspectorConfig
-from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.nodes import inspection_node
-from cmml_ros.nodes.inspection_node import InspectionNode
-from cmml_ros.nodes.publishers import make_header, make_image
-
-# A camera 0.5 m in front of a wall, 1 pixel = 0.5 mm; one cylindrical airhole of 16 mm, 4 mm deep, straight ahead.
-WIDTH, HEIGHT, FOCAL_PX, DISTANCE_M = 320, 240, 1000.0, 0.5
-RADIUS_M, DEPTH_M = 0.008, 0.004
-START_NS = 1_700_000_000_000_000_000
-LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-TIMEOUT_S = 10.0
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-class ThresholdSegmenter:
-    model_id = 'threshold'
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def segment(self, image: NDArray[np.uint8], *_: object) -> list[InstanceMask]:
-        _, labels, boxes, _ = cv2.connectedComponentsWithStats((image[:, :, 0] < 90).astype(np.uint8))
-        return [
-            InstanceMask((labels[top : top + h, left : left + w] == label).astype(np.float32), left, top, 0.875)
-            for label, (left, top, w, h, _) in enumerate(boxes[1:].tolist(), start=1)
-        ]
-
-
-def stamp_ns(message: Any) -> int:
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-
-
-def make_picture(hole: bool = True) -> NDArray[np.uint8]:
-    v, u = np.mgrid[:HEIGHT, :WIDTH]
-    dark = np.hypot(u - WIDTH / 2, v - HEIGHT / 2) < RADIUS_M / DISTANCE_M * FOCAL_PX
-    return np.repeat(np.where(dark & hole, 30, 170).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def make_info(at_ns: int) -> CameraInfo:
-    k = [FOCAL_PX, 0.0, WIDTH / 2, 0.0, FOCAL_PX, HEIGHT / 2, 0.0, 0.0, 1.0]
-    return CameraInfo(
-        header=make_header(at_ns, 'camera'), width=WIDTH, height=HEIGHT, distortion_model='plumb_bob', d=[0.0] * 5, k=k
-    )
-
-
-def make_cloud(at_ns: int) -> PointCloud2:
-    x, y = np.meshgrid(np.arange(-0.078, 0.078, 0.0005), np.arange(-0.058, 0.058, 0.0005))
-    z = np.where(np.hypot(x, y) < RADIUS_M, DISTANCE_M + DEPTH_M, DISTANCE_M)
-    z += np.random.default_rng(0).normal(0.0, 0.0001, z.shape)
-    points = np.stack([x, y, z], axis=-1).astype('<f4')
-    fields = [PointField(name=n, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, n in enumerate('xyz')]
-    return PointCloud2(
-        header=make_header(at_ns, 'lidar'),
-        height=1,
-        width=z.size,
-        fields=fields,
-        point_step=12,
-        row_step=12 * z.size,
-        data=array.array('B', points.tobytes()),
-        is_dense=True,
-    )
-
-
-def make_edge(at_ns: int, parent: str, child: str, x: float = 0.0) -> TFMessage:
-    edge = TransformStamped(header=make_header(at_ns, parent), child_frame_id=child)
-    edge.transform.translation.x, edge.transform.rotation.w = x, 1.0
-    return TFMessage(transforms=[edge])
-
-
-class Robot(Node):
-    """Publishes what a driver would, and keeps what comes back."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__('robot', context=context)
-        self.image = self.create_publisher(Image, 'image', qos_profile_sensor_data)
-        self.compressed = self.create_publisher(CompressedImage, 'image/compressed', qos_profile_sensor_data)
-        self.info = self.create_publisher(CameraInfo, 'camera_info', qos_profile_sensor_data)
-        self.points = self.create_publisher(PointCloud2, 'points', qos_profile_sensor_data)
-        self.tf = self.create_publisher(TFMessage, '/tf', 100)
-        self.tf_static = self.create_publisher(TFMessage, '/tf_static', LATCHED)
-        self.received: dict[str, list[Any]] = {name: [] for name in ('defects', 'markers', 'map', 'overlay', 'health')}
-        for name, message_type, topic, qos in (
-            ('defects', DefectArray, 'inspection_node/defects', 10),
-            ('markers', MarkerArray, 'inspection_node/markers', 10),
-            ('map', DefectArray, 'inspection_node/map', LATCHED),
-            ('health', DiagnosticArray, '/diagnostics', 10),
-        ):
-            self.create_subscription(message_type, topic, self.received[name].append, qos)
-        self.reset = self.create_client(Trigger, 'inspection_node/reset')
-
-    def mount(self) -> None:
-        self.tf_static.publish(make_edge(START_NS, 'camera', 'lidar'))
-
-    def send(self, at_ns: int, picture: NDArray[np.uint8] | None = None, map_x_m: float | None = None) -> None:
-        """One complete view."""
-        if map_x_m is not None:
-            self.tf.publish(make_edge(at_ns, 'map', 'camera', map_x_m))
-        self.info.publish(make_info(at_ns))
-        self.points.publish(make_cloud(at_ns))
-        self.image.publish(make_image(make_picture() if picture is None else picture, make_header(at_ns, 'camera')))
-
-    def await_messages(self, name: str, count: int) -> list[Any]:
-        self.await_true(lambda: len(self.received[name]) >= count, f'{count} messages on {name}')
-        return self.received[name]
-
-    @staticmethod
-    def await_true(condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert time.monotonic() < end, f'no {what} within {TIMEOUT_S} s'
-            time.sleep(0.01)
-
-
-@pytest.fixture
-def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
-    """A robot connected to a running inspection_node."""
-    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
-    monkeypatch.setattr(inspection_node, '_SILENCE_S', 0.5)
-    monkeypatch.setattr(inspection_node, '_MAP_PERIOD_S', 0.1)
-    rclpy.init()
-    node, robot = InspectionNode(), Robot(rclpy.get_default_context())
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    executor.add_node(robot)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
-    robot.await_true(
-        lambda: (
-            all(
-                robot.count_subscribers(topic) and node.count_publishers(topic)
-                for topic in ('image', 'points', '/tf_static')
-            )
-            and robot.count_publishers('inspection_node/defects')
-        ),
-        'connection',
-    )
-    time.sleep(0.2)
-    yield robot
-    executor.shutdown()
-    thread.join()
-    for one in (node, robot):
-        one.destroy_node()
-    rclpy.shutdown()
+from cmml_ros.nodes.messages import make_header, make_image
 
 
 def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Robot) -> None:
@@ -354,7 +214,8 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     count = len(robot.received['health'])
     statuses = {status.name: status for status in robot.await_messages('health', count + 1)[-1].status}
     assert set(statuses) == {
-        f'inspection_node: {name}' for name in ('image', 'camera_info', 'points', '/tf', '/tf_static', 'pipeline')
+        f'inspection_node: {name}'
+        for name in ('image', 'camera_info', 'points', '/tf', '/tf_static', 'pipeline', 'transforms', 'process')
     }
     pipeline = {entry.key: entry.value for entry in statuses['inspection_node: pipeline'].values}
     assert (pipeline['results'], pipeline['model']) == ('1', 'threshold')
@@ -362,85 +223,49 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     assert (silent.level, silent.message) == (DiagnosticStatus.WARN, 'nothing received')
 
 
-# What the processes below run in place of the network.
-KNOWN_SEGMENTER = f"""
-import sys
-sys.path.append({str(Path(__file__).parent)!r})
-import cmml_ros.inspector, {Path(__file__).stem}
-cmml_ros.inspector.Segmenter = {Path(__file__).stem}.ThresholdSegmenter
-from cmml_ros.nodes.inspection_node import main
-sys.exit(main())
-"""
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts Python with arguments, as the launch files would; whatever still runs at the end is killed."""
-    processes: list[subprocess.Popen[str]] = []
-    profile = str(Path(__file__).parents[1] / 'config' / 'fastdds.xml')
-    environment = {**os.environ, 'FASTRTPS_DEFAULT_PROFILES_FILE': profile, 'FASTDDS_DEFAULT_PROFILES_FILE': profile}
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        processes.append(
-            subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
-        )
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
         ('sync.tolerence_s:=0.1', 'unknown setting "sync.tolerence_s"; did you mean "sync.tolerance_s"?'),
-        ('detection.model:=nothing', 'no shipped weights called "nothing"'),
+        ('detection.model:=nothing', 'cannot configure: no shipped weights called "nothing"'),
     ],
 )
-def test_a_node_that_cannot_start_says_why(start: Start, argument: str, message: str) -> None:
-    process = start('-m', 'cmml_ros.nodes.inspection_node', '--ros-args', '-p', argument)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert message in errors
-    assert 'Traceback' not in errors
+def test_a_node_that_cannot_start_says_why(start_node: StartNode, argument: str, message: str) -> None:
+    node = start_node('inspection_node', '-p', argument)
+    node.await_end()
+    assert node.process.returncode == 1
+    assert message in node.said
+    assert 'Traceback' not in node.said
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_node_cleanly(start: Start, number: signal.Signals) -> None:
-    process = start('-c', KNOWN_SEGMENTER)
-    await_line(process, 'threshold listens to /image')
-    started = time.monotonic()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 0
-    assert 'Traceback' not in errors
-    assert time.monotonic() - started < 3.0
+def test_a_signal_ends_the_node_cleanly(start_node: StartNode, number: signal.Signals) -> None:
+    node = start_node('inspection_node', known_segmenter=True)
+    node.await_line('threshold listens to /image')
+    assert node.stop(number) < 3.0
+    assert node.process.returncode == 0
+    assert 'Traceback' not in node.said
 
 
 def test_a_recording_of_the_live_run_gives_the_same_numbers_offline(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_node: StartNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bag is played over DDS, inspected and recorded, each by its process; the new bag is analysed again."""
     stamps = [START_NS + index * 4 * 10**8 for index in range(6)]
     write_bag(tmp_path / 'original', stamps)
-    inspection = start('-c', KNOWN_SEGMENTER)
-    recorder = start('-m', 'cmml_ros.nodes.recorder_node', '--ros-args', '-p', f'bag_path:={tmp_path / "live"}')
-    await_line(recorder, 'recording to')
-    await_line(inspection, 'threshold listens to')
-    player = start(
-        '-m', 'cmml_ros.nodes.simulator_node', '--ros-args',
-        '-p', f'bag_path:={tmp_path / "original"}', '-p', 'loop:=false',
-    )  # fmt: skip
-    await_line(player, 'finished')
-    assert player.wait(TIMEOUT_S) == 0
+    inspection = start_node('inspection_node', known_segmenter=True)
+    recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "live"}')
+    recorder.await_line('recording to')
+    inspection.await_line('threshold listens to')
+    player = start_node('simulator_node', '-p', f'bag_path:={tmp_path / "original"}', '-p', 'loop:=false')
+    player.await_line('finished')
+    player.await_end()
+    assert player.process.returncode == 0
     time.sleep(1.0)
-    for process in (inspection, recorder):
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, errors
-    assert 'lost: nothing' in errors
+    for node in (inspection, recorder):
+        node.stop()
+        assert node.process.returncode == 0, node.said
+    assert 'lost: nothing' in recorder.said
 
     monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
     analyze(tmp_path / 'live', tmp_path / 'out', InspectorConfig(), bag_out=tmp_path / 'offline')
@@ -484,14 +309,3 @@ def write_bag(path: Path, stamps: list[int]) -> None:
             writer.add_topic(topic, f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}', latched='static' in topic)
         for topic, message, at_ns in messages:
             writer.write(topic, serialize_message(message), at_ns)
-
-
-def await_line(process: subprocess.Popen[str], text: str) -> None:
-    """Read what the process says until `text` is in it."""
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if text in line:
-            return
-    raise AssertionError(f'never said "{text}": {"".join(said)}')

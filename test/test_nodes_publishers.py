@@ -14,7 +14,8 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspection
 from cmml_ros.measurement.defect import Defect, Measurement, Status
-from cmml_ros.nodes.publishers import InspectionPublishers, make_defect_array, make_header, make_image
+from cmml_ros.nodes.messages import make_defect_array, make_header, make_image
+from cmml_ros.nodes.publishers import InspectionPublishers
 
 STAMP_NS = 1_700_000_001_000_000_007
 # The wall is 0.5 m in front of the camera of the robot, which looks along the map's x axis from 1 m beside the origin.
@@ -105,10 +106,10 @@ def actions(message: MarkerArray) -> list[tuple[str, int, int]]:
 
 def test_markers_of_a_camera_without_a_map_vanish_with_their_airholes() -> None:
     topics = Topics()
-    publishers = InspectionPublishers(topics)
-    publishers.publish(make_inspection(make_measurement(0.0), make_measurement(0.1)), [0, 1], [0, 1], 'map')
-    publishers.publish(make_inspection(make_measurement(0.0)), [0], [0], 'map')
-    publishers.publish(make_inspection(), [], [], 'map')
+    publishers = InspectionPublishers(topics, 'map')
+    publishers.publish(make_inspection(make_measurement(0.0), make_measurement(0.1)), [0, 1], [0, 1])
+    publishers.publish(make_inspection(make_measurement(0.0)), [0], [0])
+    publishers.publish(make_inspection(), [], [])
     first, second, third = topics.sent['~/markers']
     assert actions(first) == [
         ('camera/rim', 0, Marker.ADD),
@@ -129,11 +130,11 @@ def test_markers_of_a_camera_without_a_map_vanish_with_their_airholes() -> None:
 
 def test_markers_on_the_map_stay_while_the_map_holds_them() -> None:
     topics = Topics()
-    publishers = InspectionPublishers(topics)
-    publishers.publish(make_inspection(make_measurement()), [0], [0], 'map')
-    publishers.publish(make_inspection(make_measurement(), T_map_camera=T_MAP_CAMERA), [5], [5], 'map')
-    publishers.publish(make_inspection(T_map_camera=T_MAP_CAMERA), [], [5], 'map')
-    publishers.publish(make_inspection(T_map_camera=T_MAP_CAMERA), [], [], 'map')
+    publishers = InspectionPublishers(topics, 'map')
+    publishers.publish(make_inspection(make_measurement()), [0], [0])
+    publishers.publish(make_inspection(make_measurement(), T_map_camera=T_MAP_CAMERA), [5], [5])
+    publishers.publish(make_inspection(T_map_camera=T_MAP_CAMERA), [], [5])
+    publishers.publish(make_inspection(T_map_camera=T_MAP_CAMERA), [], [])
     _, second, third, fourth = topics.sent['~/markers']
     # What was shown before the pose was known is on the map now.
     assert actions(second) == [
@@ -151,26 +152,26 @@ def test_markers_on_the_map_stay_while_the_map_holds_them() -> None:
 def test_an_airhole_without_a_place_has_no_marker() -> None:
     topics = Topics()
     unknown = Measurement.unknown(Status.NO_POINTS, 'no cloud')
-    InspectionPublishers(topics).publish(make_inspection(unknown), [0], [0], 'map')
+    InspectionPublishers(topics, 'map').publish(make_inspection(unknown), [0], [0])
     assert actions(topics.sent['~/markers'][0]) == []
 
 
 def test_the_overlay_is_drawn_only_for_a_reader() -> None:
     topics = Topics()
-    publishers = InspectionPublishers(topics)
-    publishers.publish(make_inspection(), [], [], 'map')
+    publishers = InspectionPublishers(topics, 'map')
+    publishers.publish(make_inspection(), [], [])
     assert '~/overlay' not in topics.sent
     topics.readers = 1
-    publishers.publish(make_inspection(), [], [], 'map')
+    publishers.publish(make_inspection(), [], [])
     (overlay,) = topics.sent['~/overlay']
     assert overlay.header == make_header(STAMP_NS, 'camera')
 
 
 def test_clearing_deletes_every_marker_and_empties_the_map() -> None:
     topics = Topics()
-    publishers = InspectionPublishers(topics)
-    publishers.publish(make_inspection(make_measurement(), T_map_camera=T_MAP_CAMERA), [3], [3], 'map')
-    publishers.clear('map', STAMP_NS, 'small-0123')
+    publishers = InspectionPublishers(topics, 'map')
+    publishers.publish(make_inspection(make_measurement(), T_map_camera=T_MAP_CAMERA), [3], [3])
+    publishers.clear(STAMP_NS, 'small-0123')
     assert actions(topics.sent['~/markers'][-1]) == [('map/rim', 3, Marker.DELETE), ('map/label', 3, Marker.DELETE)]
     (message,) = topics.sent['~/map']
     assert (message.header.frame_id, list(message.defects)) == ('map', [])

@@ -1,86 +1,109 @@
-"""How the node is doing, on /diagnostics once a second: inputs, drops by reason, times."""
+"""How a node is doing, on /diagnostics (REP 107): one status for each part, with its level and key-values."""
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-from cmml_ros.inspector import Inspection
-from cmml_ros.stream.conversions import stamp_to_ns
+from cmml_ros.nodes.inputs import InputStatistics
+
+if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
+    from cmml_ros.inspector import Inspection
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_PAGE_BYTES = os.sysconf('SC_PAGE_SIZE')
 
 
-class Diagnostics:
-    """Collects what happens and publishes it as diagnostic_msgs/DiagnosticArray (REP 107).
+class DiagnosticsPublisher:
+    """Publishes what the node says about its parts."""
 
-    Call `received` and `publish` from the executor's thread; `inspected` may come from another.
-    """
-
-    def __init__(self, node: Node, topics: Mapping[str, str]) -> None:
-        """topics: resolved topic by the input's name."""
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._topics = topics
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._received = dict.fromkeys(topics, 0)
-        self._age_s: dict[str, float] = {}
-        self._since_s = time.monotonic()
-        self._results = 0
-        self._latest: Inspection | None = None
+        self._cpu_s, self._wall_s = time.process_time(), time.monotonic()
 
-    def received(self, name: str, message: Any) -> None:
-        """One message came in."""
-        self._received[name] += 1
-        if hasattr(message, 'header'):
-            self._age_s[name] = (self._node.get_clock().now().nanoseconds - stamp_to_ns(message.header.stamp)) * 1e-9
-
-    def inspected(self, inspection: Inspection) -> None:
-        """One result went out."""
-        self._results += 1
-        self._latest = inspection
-
-    @property
-    def results(self) -> int:
-        """Results so far."""
-        return self._results
-
-    def publish(self, counts: Mapping[str, int], problem: str | None) -> None:
-        """counts: drops and events by reason. problem: what keeps results from coming."""
-        elapsed_s = time.monotonic() - self._since_s
-        self._since_s += elapsed_s
-        message = DiagnosticArray()
+    def publish(self, statuses: list[DiagnosticStatus]) -> None:
+        """The statuses and that of the process, named after the node."""
+        message = DiagnosticArray(status=[*statuses, self._process_status()])
         message.header.stamp = self._node.get_clock().now().to_msg()
-        message.status = [self._input_status(name, elapsed_s) for name in self._topics]
-        message.status.append(self._pipeline_status(counts, problem))
+        for status in message.status:
+            status.name = f'{self._node.get_name()}: {status.name}'
+            status.hardware_id = self._node.get_fully_qualified_name()
         self._publisher.publish(message)
 
-    def _input_status(self, name: str, elapsed_s: float) -> DiagnosticStatus:
-        rate_hz = self._received[name] / elapsed_s
-        self._received[name] = 0
-        values = {'topic': self._topics[name], 'rate_hz': f'{rate_hz:.2f}'}
-        if name in self._age_s:
-            values['age_s'] = f'{self._age_s[name]:.3f}'
-        # The static tree comes once: silence is only worth a warning on topics that stream.
-        silent = rate_hz == 0.0 and name != 'tf_static'
-        level, text = (DiagnosticStatus.WARN, 'nothing received') if silent else (DiagnosticStatus.OK, 'receiving')
-        return self._make_status(name, level, text, values)
+    def destroy(self) -> None:
+        """Withdraw the topic."""
+        self._node.destroy_publisher(self._publisher)
 
-    def _pipeline_status(self, counts: Mapping[str, int], problem: str | None) -> DiagnosticStatus:
-        values = {'results': str(self._results), **{reason: str(count) for reason, count in sorted(counts.items())}}
-        if self._latest is not None:
-            values['model'] = self._latest.model_id
-            values['sync_offset_s'] = f'{self._latest.frame.sync_offset_s:.4f}'
-            values.update({f'{stage}_time_s': f'{time_s:.3f}' for stage, time_s in self._latest.timings_s.items()})
-        level = DiagnosticStatus.OK if problem is None else DiagnosticStatus.WARN
-        return self._make_status('pipeline', level, problem or 'inspecting', values)
+    def _process_status(self) -> DiagnosticStatus:
+        cpu_s, wall_s = time.process_time(), time.monotonic()
+        share = (cpu_s - self._cpu_s) / max(wall_s - self._wall_s, 1e-9)
+        self._cpu_s, self._wall_s = cpu_s, wall_s
+        values = {'memory_mb': f'{resident_bytes() / 1e6:.0f}', 'cpu_percent': f'{100.0 * share:.0f}'}
+        return make_status('process', OK, 'running', values)
 
-    def _make_status(self, name: str, level: bytes, text: str, values: Mapping[str, str]) -> DiagnosticStatus:
-        return DiagnosticStatus(
-            level=level,
-            name=f'{self._node.get_name()}: {name}',
-            message=text,
-            hardware_id=self._node.get_fully_qualified_name(),
-            values=[KeyValue(key=key, value=value) for key, value in values.items()],
-        )
+
+def make_status(name: str, level: bytes, text: str, values: Mapping[str, object]) -> DiagnosticStatus:
+    """One part's status."""
+    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(level=level, name=name, message=text, values=pairs)
+
+
+def make_input_status(
+    name: str, topic: str, statistics: InputStatistics, elapsed_s: float, reasons: list[str]
+) -> DiagnosticStatus:
+    """One input: rate, age on arrival, and why nothing comes where nothing does. reasons: see `explain_silence`."""
+    values: dict[str, object] = {
+        'topic': topic,
+        'rate_hz': f'{statistics.recent / elapsed_s:.2f}',
+        'received': statistics.total,
+    }
+    if statistics.age_s is not None:
+        values['age_s'] = f'{statistics.age_s:.3f}'
+    if any('incompatible' in reason for reason in reasons):
+        return make_status(name, ERROR, '; '.join(reasons), values)
+    # The static tree comes once: silence is only worth a warning on topics that stream.
+    if statistics.recent or (name == '/tf_static' and statistics.total):
+        return make_status(name, OK, 'receiving', values)
+    return make_status(name, WARN, '; '.join(('nothing received', *reasons)), values)
+
+
+def make_pipeline_status(
+    inspection: Inspection | None, results: int, age_s: float, counts: Mapping[str, int], problem: str | None
+) -> DiagnosticStatus:
+    """The pipeline: times of the latest frame, drops by reason. problem: what keeps results from coming."""
+    values: dict[str, object] = {'results': results, **dict(sorted(counts.items()))}
+    if inspection is not None:
+        values['model'] = inspection.model_id
+        values['sync_offset_s'] = f'{inspection.frame.sync_offset_s:.4f}'
+        values['result_age_s'] = f'{age_s:.3f}'
+        values.update({f'{stage}_time_s': f'{time_s:.3f}' for stage, time_s in inspection.timings_s.items()})
+    return make_status('pipeline', OK if problem is None else WARN, problem or 'inspecting', values)
+
+
+def make_transform_status(inspection: Inspection | None) -> DiagnosticStatus:
+    """Whether camera, range sensor and map were related at the latest frame's stamp, and why not."""
+    if inspection is None:
+        return make_status('transforms', WARN, 'no frame yet', {})
+    frame = inspection.frame
+    values = {'camera_to_points': frame.T_camera_lidar is not None, 'map_to_camera': frame.T_map_camera is not None}
+    if frame.cloud is not None and frame.T_camera_lidar is None:
+        return make_status('transforms', ERROR, frame.transform_reason, values)
+    if frame.T_map_camera is None:
+        return make_status('transforms', WARN, f'airholes are not joined in a map: {frame.transform_reason}', values)
+    return make_status('transforms', OK, 'known', values)
+
+
+def resident_bytes() -> float:
+    """Memory of this process; NaN where the system does not tell."""
+    try:
+        return int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1]) * _PAGE_BYTES
+    except OSError:
+        return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import threading
@@ -15,10 +16,15 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from cmml_ros.errors import CmmlError
+from cmml_ros.nodes.managed import ManagedNode
 
 _SIGNAL_LATENCY_S = 0.1
 # Python's own 5 ms would be what each callback waits for a worker thread that computes.
 _SWITCH_INTERVAL_S = 0.0005
+
+
+class _Stopped(BaseException):
+    """A signal that came while the node started."""
 
 
 def run_node(make_node: Callable[[], Node]) -> int:
@@ -27,28 +33,44 @@ def run_node(make_node: Callable[[], Node]) -> int:
     rclpy's own signal handlers would shut the context down at once; here the node can still publish, log and close
     its files in `destroy_node`.
     """
-    stop = threading.Event()
+    stop, started = threading.Event(), threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if not started.is_set() and not stop.is_set():
+            stop.set()
+            raise _Stopped  # loading a network takes longer than anybody waits for Ctrl-C
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, on_signal)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
-    node = None
+    node, code = None, 0
     try:
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
+        if isinstance(node, ManagedNode) and not node.start():
+            code = 1
+            return code
         # What the libraries hold by now stays to the end: the interpreter need not look through it again, which took
         # it 0.7 s of processor time on its way out.
         gc.freeze()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
+        started.set()
         while not stop.is_set():
             executor.spin_once(timeout_sec=_SIGNAL_LATENCY_S)
-    except ExternalShutdownException:
+    except (ExternalShutdownException, _Stopped):
         pass
     except CmmlError as error:
         get_logger('cmml_ros').fatal(str(error))
-        return 1
+        code = 1
     finally:
+        started.set()  # from here on a signal must not cut the clean-up short
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+        if any(thread.daemon for thread in threading.enumerate()):
+            # A frame in work outlived its patience: the interpreter would pull its libraries from under it.
+            sys.stderr.flush()
+            os._exit(code)
+    return code

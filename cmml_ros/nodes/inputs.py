@@ -1,0 +1,133 @@
+"""What the pipeline listens to: one camera, one range sensor and the transforms, put into an Assembler as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from cmml_ros.errors import CmmlError
+from cmml_ros.nodes.endpoints import explain_silence
+from cmml_ros.stream.assembler import Assembler
+
+INPUT_NAMES = ('image', 'camera_info', 'points', '/tf', '/tf_static')
+_COMPRESSED = '/compressed'
+# Best effort connects to reliable and to best-effort publishers alike.
+_SENSOR_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+# A lost transform changes what is interpolated across its gap, so these are asked for reliably.
+_TF_QOS = QoSProfile(depth=1000)
+_TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+_TF_BEST_EFFORT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+@dataclass
+class InputStatistics:
+    """What came on one input: since the start, since the previous report, and how old the latest was on arrival."""
+
+    total: int = 0
+    recent: int = 0
+    age_s: float | None = None
+
+
+class SensorInputs:
+    """The subscriptions; their callbacks only enqueue, and call `on_message` after it.
+
+    topics: resolved topic by each of INPUT_NAMES.
+    """
+
+    def __init__(
+        self, node: Node, topics: Mapping[str, str], assembler: Assembler, on_message: Callable[[], None]
+    ) -> None:
+        self.statistics = {name: InputStatistics() for name in INPUT_NAMES}
+        self._node = node
+        self._assembler = assembler
+        self._on_message = on_message
+        self._subscriptions: dict[str, list[Subscription]] = {name: [] for name in INPUT_NAMES}
+        self._compressed: Subscription | None = None
+        image, add = topics['image'], assembler
+        # Compressed images are taken from `<image>/compressed`, as image_transport names it, until a raw one comes.
+        if image.endswith(_COMPRESSED):
+            self._listen('image', CompressedImage, image, _SENSOR_QOS, add.add_image)
+        else:
+            self._listen('image', Image, image, _SENSOR_QOS, self._add_raw_image)
+            self._compressed = self._listen('image', CompressedImage, image + _COMPRESSED, _SENSOR_QOS, add.add_image)
+        self._listen('camera_info', CameraInfo, topics['camera_info'], _SENSOR_QOS, add.add_camera_info)
+        self._listen('points', PointCloud2, topics['points'], _SENSOR_QOS, add.add_cloud)
+        for name, qos in (('/tf', _TF_QOS), ('/tf_static', _TF_STATIC_QOS)):
+            add_transforms = partial(add.add_transforms, static=name == '/tf_static')
+            self._listen(name, TFMessage, topics[name], qos, add_transforms)
+
+    def close(self) -> None:
+        """Listen no more."""
+        for subscriptions in self._subscriptions.values():
+            while subscriptions:
+                self._node.destroy_subscription(subscriptions.pop())
+
+    def explain(self, name: str) -> list[str]:
+        """Why nothing comes on one input, as far as the ROS graph tells."""
+        subscriptions = self._subscriptions[name]
+        if name == 'image' and self._compressed is not None:
+            # Nobody publishes both: the one that is not there is no reason.
+            compressed = self._node.count_publishers(self._compressed.topic_name)
+            subscriptions = [self._compressed] if compressed else subscriptions[:1]
+        return explain_silence(self._node, subscriptions)
+
+    def explain_missing(self) -> list[str]:
+        """The same for all that a result needs."""
+        return [reason for name in ('image', 'camera_info', 'points') for reason in self.explain(name)]
+
+    def _listen(
+        self, name: str, message_type: type, topic: str, qos: QoSProfile, add: Callable[[Any], None]
+    ) -> Subscription:
+        def on_message(message: Any) -> None:
+            # The executor takes one message of each topic a turn. All that wait are taken here, or transforms at 100 Hz
+            # and more would fall behind the pictures while the worker keeps Python busy.
+            for _ in range(qos.depth):
+                self._count(name, message)
+                try:
+                    add(message)
+                except CmmlError as error:
+                    self._node.get_logger().warning(str(error), throttle_duration_sec=1.0)
+                taken = subscription.handle.take_message(message_type, False)
+                if taken is None:
+                    break
+                message = taken[0]
+            self._on_message()
+
+        def on_incompatible_qos(_: object) -> None:
+            if qos is _TF_QOS and len(self._subscriptions[name]) == 1:
+                # Some drivers publish even this as best effort.
+                self._listen(name, message_type, topic, _TF_BEST_EFFORT_QOS, add)
+                return
+            for reason in explain_silence(self._node, [subscription]):
+                self._node.get_logger().error(reason)
+
+        events = SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos)
+        subscription = self._node.create_subscription(message_type, topic, on_message, qos, event_callbacks=events)
+        self._subscriptions[name].append(subscription)
+        return subscription
+
+    def _count(self, name: str, message: Any) -> None:
+        statistics = self.statistics[name]
+        statistics.total += 1
+        statistics.recent += 1
+        header = message.transforms[0].header if name.startswith('/tf') and message.transforms else None
+        header = getattr(message, 'header', header)
+        if header is not None:
+            now_ns = self._node.get_clock().now().nanoseconds
+            statistics.age_s = (now_ns - header.stamp.sec * 10**9 - header.stamp.nanosec) * 1e-9
+
+    def _add_raw_image(self, message: Image) -> None:
+        if self._compressed is not None:
+            self._node.destroy_subscription(self._compressed)
+            self._subscriptions['image'].remove(self._compressed)
+            self._compressed = None
+        self._assembler.add_image(message)

@@ -1,0 +1,94 @@
+"""Results as ROS messages. Every message carries the acquisition stamp of its image and one frame; NaN stays NaN."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Point, Vector3
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image, RegionOfInterest
+from std_msgs.msg import Header
+
+from cmml_ros.measurement.defect import Measurement
+from cmml_ros.msg import CalibrationCheck, DefectArray
+from cmml_ros.msg import Defect as DefectMessage
+
+if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
+    from cmml_ros.inspector import Inspection
+
+
+def make_header(stamp_ns: int, frame_id: str) -> Header:
+    """A header with an acquisition stamp."""
+    return Header(stamp=Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9), frame_id=frame_id)
+
+
+def make_image(image: NDArray[np.uint8], header: Header) -> Image:
+    """`image`, (H, W, 3) BGR, as a message."""
+    height, width = image.shape[:2]
+    # From array.array the message takes the buffer as it is; from bytes or a list it checks every byte in Python.
+    data = array.array('B', image.tobytes())
+    return Image(header=header, height=height, width=width, encoding='bgr8', step=3 * width, data=data)
+
+
+def make_defect_array(inspection: Inspection, ids: Sequence[int]) -> DefectArray:
+    """One frame's airholes in the camera's optical frame."""
+    frame, timings_s = inspection.frame, inspection.timings_s
+    message = DefectArray(
+        header=make_header(frame.stamp_ns, frame.frame_id),
+        model_id=inspection.model_id,
+        sync_offset=frame.sync_offset_s,
+        calibration_status=CalibrationCheck.NOT_CHECKED,
+        projection_time=timings_s['project'],
+        segmentation_time=timings_s['network'],
+        measurement_time=timings_s['measure'],
+        total_time=sum(timings_s.values()),
+    )
+    for defect_id, defect in zip(ids, inspection.defects, strict=True):
+        left, top, width, height = defect.roi
+        one = make_defect(defect_id, defect.confidence, defect.measurement)
+        one.class_id = defect.class_id
+        one.roi = RegionOfInterest(x_offset=left, y_offset=top, width=width, height=height)
+        one.observation_count = 1
+        message.defects.append(one)
+    return message
+
+
+def make_defect(defect_id: int, confidence: float, measurement: Measurement) -> DefectMessage:
+    """One measured airhole; NaN stays NaN."""
+    return DefectMessage(
+        id=defect_id,
+        confidence=confidence,
+        position=make_point(measurement.position),
+        normal=make_vector(measurement.normal),
+        outline=[make_point(point) for point in measurement.outline],
+        area=measurement.area_m2,
+        area_stddev=measurement.area_std_m2,
+        equivalent_diameter=measurement.equivalent_diameter_m,
+        major_axis=measurement.major_axis_m,
+        minor_axis=measurement.minor_axis_m,
+        depth_max=measurement.depth_max_m,
+        depth_max_stddev=measurement.depth_max_std_m,
+        volume=measurement.volume_m3,
+        volume_stddev=measurement.volume_std_m3,
+        volume_upper_bound=measurement.volume_upper_bound_m3,
+        area_status=int(measurement.area_status),
+        volume_status=int(measurement.volume_status),
+        reason=measurement.reason,
+        point_count=measurement.point_count,
+    )
+
+
+def make_point(point: NDArray[np.float64]) -> Point:
+    """x, y, z."""
+    x, y, z = point.tolist()
+    return Point(x=x, y=y, z=z)
+
+
+def make_vector(vector: NDArray[np.float64]) -> Vector3:
+    """x, y, z."""
+    x, y, z = vector.tolist()
+    return Vector3(x=x, y=y, z=z)

@@ -1,0 +1,116 @@
+"""The thread that inspects: the newest frame, its place in the map, its publication."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cmml_ros.errors import CmmlError
+from cmml_ros.frame import Frame
+from cmml_ros.mapping.defect_map import DefectMap, MapEntry
+from cmml_ros.nodes.publishers import InspectionPublishers
+from cmml_ros.stream.assembler import Assembler
+
+if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
+    from cmml_ros.inspector import Inspection, Inspector
+
+_MAP_PERIOD_S = 1.0
+_STOP_TIMEOUT_S = 2.0
+
+
+class InspectionWorker:
+    """Owns the map while it runs; other threads ask for a reset, and read `entries`.
+
+    log: the node's logger. on_result: called in the worker's thread after each result.
+    """
+
+    def __init__(
+        self,
+        inspector: Inspector,
+        assembler: Assembler,
+        defect_map: DefectMap,
+        map_frame: str,
+        outputs: InspectionPublishers,
+        log: Any,
+        on_result: Callable[[Inspection], None],
+    ) -> None:
+        self.entries: tuple[MapEntry, ...] = tuple(defect_map.entries)
+        self._inspector = inspector
+        self._assembler = assembler
+        self._map = defect_map
+        self._map_frame = map_frame
+        self._map_due_s = math.inf
+        self._outputs = outputs
+        self._log = log
+        self._on_result = on_result
+        self._latest_stamp_ns = 0
+        self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name='inspector', daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be a frame."""
+        self._wake.set()
+
+    def reset(self) -> None:
+        """Clear map and markers before the next frame."""
+        self._reset.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let the frame in work finish."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(_STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._log.warning(f'the frame in work is given up: it took more than {_STOP_TIMEOUT_S:.0f} s')
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(_MAP_PERIOD_S)
+            self._wake.clear()
+            try:
+                if self._reset.is_set():
+                    self._reset.clear()
+                    self._clear_map()
+                for frame in self._assembler.take(newest_only=True):
+                    self._inspect(frame)
+                while self._assembler.errors:
+                    self._log.warning(str(self._assembler.errors.popleft()), throttle_duration_sec=1.0)
+                if time.monotonic() >= self._map_due_s:
+                    self._publish_map()
+            except Exception as error:  # one frame is lost, never the node
+                if self._stop.is_set():
+                    return  # the publishers are gone
+                what = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
+                self._log.error(f'one frame lost: {what}', throttle_duration_sec=1.0)
+                self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
+
+    def _inspect(self, frame: Frame) -> None:
+        if frame.stamp_ns < self._latest_stamp_ns:
+            self._clear_map()  # time jumped back: another run begins
+        self._latest_stamp_ns = frame.stamp_ns
+        inspection = self._inspector.inspect(frame)
+        if frame.T_map_camera is None:
+            ids = map_ids = list(range(len(inspection.defects)))
+        else:
+            ids = self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+            self.entries = tuple(self._map.entries)
+            map_ids = [entry.defect_id for entry in self.entries]
+            self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
+        self._outputs.publish(inspection, ids, map_ids)
+        self._on_result(inspection)
+
+    def _publish_map(self) -> None:
+        self._map_due_s = math.inf
+        entries = [entry for entry in self.entries if entry.frame_id == self._map_frame]
+        self._outputs.publish_map(entries, self._latest_stamp_ns, self._inspector.model_id)
+
+    def _clear_map(self) -> None:
+        self._map.clear()
+        self.entries = ()
+        self._outputs.clear(self._latest_stamp_ns, self._inspector.model_id)

@@ -1,0 +1,255 @@
+"""A robot for the tests of the nodes: drivers over real DDS, a wall with one known airhole, node processes."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from cmml_ros.msg import DefectArray
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import TransformStamped
+from numpy.typing import NDArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
+
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.nodes import inspection_node, worker
+from cmml_ros.nodes.inspection_node import InspectionNode
+from cmml_ros.nodes.messages import make_header, make_image
+
+# A camera 0.5 m in front of a wall, 1 pixel = 0.5 mm; one cylindrical airhole of 16 mm, 4 mm deep, straight ahead.
+WIDTH, HEIGHT, FOCAL_PX, DISTANCE_M = 320, 240, 1000.0, 0.5
+RADIUS_M, DEPTH_M = 0.008, 0.004
+START_NS = 1_700_000_000_000_000_000
+LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is well
+
+PROFILE = Path(__file__).parents[1] / 'config' / 'fastdds.xml'
+
+
+class ThresholdSegmenter:
+    model_id = 'threshold'
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def segment(self, image: NDArray[np.uint8], *_: object) -> list[InstanceMask]:
+        _, labels, boxes, _ = cv2.connectedComponentsWithStats((image[:, :, 0] < 90).astype(np.uint8))
+        return [
+            InstanceMask((labels[top : top + h, left : left + w] == label).astype(np.float32), left, top, 0.875)
+            for label, (left, top, w, h, _) in enumerate(boxes[1:].tolist(), start=1)
+        ]
+
+
+def stamp_ns(message: Any) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def make_picture(hole: bool = True) -> NDArray[np.uint8]:
+    v, u = np.mgrid[:HEIGHT, :WIDTH]
+    dark = np.hypot(u - WIDTH / 2, v - HEIGHT / 2) < RADIUS_M / DISTANCE_M * FOCAL_PX
+    return np.repeat(np.where(dark & hole, 30, 170).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def make_info(at_ns: int) -> CameraInfo:
+    k = [FOCAL_PX, 0.0, WIDTH / 2, 0.0, FOCAL_PX, HEIGHT / 2, 0.0, 0.0, 1.0]
+    return CameraInfo(
+        header=make_header(at_ns, 'camera'), width=WIDTH, height=HEIGHT, distortion_model='plumb_bob', d=[0.0] * 5, k=k
+    )
+
+
+def make_cloud(at_ns: int) -> PointCloud2:
+    x, y = np.meshgrid(np.arange(-0.078, 0.078, 0.0005), np.arange(-0.058, 0.058, 0.0005))
+    z = np.where(np.hypot(x, y) < RADIUS_M, DISTANCE_M + DEPTH_M, DISTANCE_M)
+    z += np.random.default_rng(0).normal(0.0, 0.0001, z.shape)
+    points = np.stack([x, y, z], axis=-1).astype('<f4')
+    fields = [PointField(name=n, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, n in enumerate('xyz')]
+    return PointCloud2(
+        header=make_header(at_ns, 'lidar'),
+        height=1,
+        width=z.size,
+        fields=fields,
+        point_step=12,
+        row_step=12 * z.size,
+        data=array.array('B', points.tobytes()),
+        is_dense=True,
+    )
+
+
+def make_edge(at_ns: int, parent: str, child: str, x: float = 0.0) -> TFMessage:
+    edge = TransformStamped(header=make_header(at_ns, parent), child_frame_id=child)
+    edge.transform.translation.x, edge.transform.rotation.w = x, 1.0
+    return TFMessage(transforms=[edge])
+
+
+class Robot(Node):
+    """Publishes what a driver would, and keeps what comes back."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__('robot', context=context)
+        self.image = self.create_publisher(Image, 'image', qos_profile_sensor_data)
+        self.compressed = self.create_publisher(CompressedImage, 'image/compressed', qos_profile_sensor_data)
+        self.info = self.create_publisher(CameraInfo, 'camera_info', qos_profile_sensor_data)
+        self.points = self.create_publisher(PointCloud2, 'points', qos_profile_sensor_data)
+        self.tf = self.create_publisher(TFMessage, '/tf', 100)
+        self.tf_static = self.create_publisher(TFMessage, '/tf_static', LATCHED)
+        self.received: dict[str, list[Any]] = {name: [] for name in ('defects', 'markers', 'map', 'overlay', 'health')}
+        for name, message_type, topic, qos in (
+            ('defects', DefectArray, 'inspection_node/defects', 10),
+            ('markers', MarkerArray, 'inspection_node/markers', 10),
+            ('map', DefectArray, 'inspection_node/map', LATCHED),
+            ('health', DiagnosticArray, '/diagnostics', 10),
+        ):
+            self.create_subscription(message_type, topic, self.received[name].append, qos)
+        self.reset = self.create_client(Trigger, 'inspection_node/reset')
+
+    def mount(self) -> None:
+        self.tf_static.publish(make_edge(START_NS, 'camera', 'lidar'))
+
+    def send(self, at_ns: int, picture: NDArray[np.uint8] | None = None, map_x_m: float | None = None) -> None:
+        """One complete view."""
+        if map_x_m is not None:
+            self.tf.publish(make_edge(at_ns, 'map', 'camera', map_x_m))
+        self.info.publish(make_info(at_ns))
+        self.points.publish(make_cloud(at_ns))
+        self.image.publish(make_image(make_picture() if picture is None else picture, make_header(at_ns, 'camera')))
+
+    def await_messages(self, name: str, count: int) -> list[Any]:
+        self.await_true(lambda: len(self.received[name]) >= count, f'{count} messages on {name}')
+        return self.received[name]
+
+    @staticmethod
+    def await_true(condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < end, f'no {what} within {TIMEOUT_S} s'
+            time.sleep(0.01)
+
+
+def run_robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
+    """A robot connected to an active inspection_node."""
+    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+    monkeypatch.setattr(inspection_node, '_SILENCE_S', 0.5)
+    monkeypatch.setattr(worker, '_MAP_PERIOD_S', 0.1)
+    rclpy.init()
+    node, robot = InspectionNode(), Robot(rclpy.get_default_context())
+    assert node.start()
+    robot.node = node
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    executor.add_node(robot)
+    thread = threading.Thread(target=executor.spin)
+    thread.start()
+    robot.await_true(
+        lambda: (
+            all(
+                robot.count_subscribers(topic) and node.count_publishers(topic)
+                for topic in ('image', 'points', '/tf_static')
+            )
+            and robot.count_publishers('inspection_node/defects')
+        ),
+        'connection',
+    )
+    time.sleep(0.2)
+    yield robot
+    executor.shutdown()
+    thread.join()
+    for one in (node, robot):
+        one.destroy_node()
+    rclpy.shutdown()
+
+
+# What node processes run in place of the network.
+_KNOWN_SEGMENTER = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+import cmml_ros.inspector, robot
+cmml_ros.inspector.Segmenter = robot.ThresholdSegmenter
+from cmml_ros.nodes.inspection_node import main
+sys.exit(main())
+"""
+
+
+class NodeProcess:
+    """A node in a process of its own, with the arguments of `ros2 run`; what it says is kept in `lines`."""
+
+    def __init__(self, name: str, *arguments: str, known_segmenter: bool = False) -> None:
+        self.lines: list[str] = []
+        command = ['-c', _KNOWN_SEGMENTER] if known_segmenter else ['-m', f'cmml_ros.nodes.{name}']
+        profile = {name: str(PROFILE) for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')}
+        self.process = subprocess.Popen(
+            [sys.executable, *command, '--ros-args', *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **profile},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def said(self) -> str:
+        return ''.join(self.lines)
+
+    def await_line(self, text: str, timeout_s: float = 2 * TIMEOUT_S) -> str:
+        end_s = time.monotonic() + timeout_s
+        while True:
+            ended = self.process.poll() is not None and not self._reader.is_alive()
+            for line in list(self.lines):
+                if text in line:
+                    return line
+            assert not ended, f'ended without "{text}": {self.said}'
+            assert time.monotonic() < end_s, f'no "{text}" within {timeout_s} s: {self.said}'
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Send the signal; the seconds until the process has ended."""
+        started_s = time.monotonic()
+        self.process.send_signal(number)
+        return self.await_end() - started_s
+
+    def await_end(self) -> float:
+        """When it has ended, on the monotonic clock."""
+        self.process.wait(2 * TIMEOUT_S)
+        ended_s = time.monotonic()
+        self._reader.join(TIMEOUT_S)
+        return ended_s
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+
+StartNode = Callable[..., NodeProcess]
+
+
+def run_node_processes() -> Iterator[StartNode]:
+    """Starts node processes; whatever still runs at the end is killed."""
+    nodes: list[NodeProcess] = []
+
+    def start(name: str, *arguments: str, known_segmenter: bool = False) -> NodeProcess:
+        nodes.append(NodeProcess(name, *arguments, known_segmenter=known_segmenter))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.process.kill()
+        node.await_end()

@@ -1,0 +1,151 @@
+"""The life cycle of the nodes, as a lifecycle manager sees it, and as a person with Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+import rclpy
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from numpy.typing import NDArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from robot import START_NS, TIMEOUT_S, Robot, StartNode, ThresholdSegmenter
+from std_srvs.srv import Trigger
+
+ACTIVE, INACTIVE = State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_INACTIVE
+UNCONFIGURED, FINALIZED = State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_FINALIZED
+
+
+class Manager(Node):
+    """What a lifecycle manager does."""
+
+    def __init__(self, context: Context, node: str = 'inspection_node') -> None:
+        super().__init__('manager', context=context)
+        self._change = self.create_client(ChangeState, f'{node}/change_state')
+        self._get = self.create_client(GetState, f'{node}/get_state')
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self)
+
+    def change(self, transition: int) -> bool:
+        return self._call(self._change, ChangeState.Request(transition=Transition(id=transition))).success
+
+    def state(self) -> int:
+        return self._call(self._get, GetState.Request()).current_state.id
+
+    def _call(self, client: Any, request: Any) -> Any:
+        assert client.wait_for_service(2 * TIMEOUT_S)
+        future = client.call_async(request)
+        self._executor.spin_until_future_complete(future, 2 * TIMEOUT_S)
+        assert future.done(), f'no answer from {client.srv_name}'
+        return future.result()
+
+
+@pytest.fixture
+def manager() -> Iterator[Callable[..., Manager]]:
+    context = Context()
+    rclpy.init(context=context)
+    managers: list[Manager] = []
+
+    def make(node: str = 'inspection_node') -> Manager:
+        managers.append(Manager(context, node))
+        return managers[-1]
+
+    yield make
+    for each in managers:
+        each.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_a_manager_leads_the_node_through_its_states(robot: Robot, manager: Callable[..., Manager]) -> None:
+    lifecycle = manager()
+    robot.mount()
+    robot.send(START_NS, map_x_m=0.0)
+    robot.await_messages('map', 1)
+    assert lifecycle.state() == ACTIVE
+
+    assert lifecycle.change(Transition.TRANSITION_DEACTIVATE)
+    assert lifecycle.state() == INACTIVE
+    robot.await_true(lambda: not robot.count_subscribers('image'), 'end of the subscription')
+    assert robot.count_publishers('inspection_node/defects') == 1
+
+    # What is on the map stays while the node pauses.
+    assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
+    robot.await_true(lambda: robot.image.get_subscription_count() > 0, 'subscription')
+    robot.await_true(lambda: robot.points.get_subscription_count() > 0, 'subscription')
+    time.sleep(0.2)
+    robot.send(START_NS + 10**9, map_x_m=0.0)
+    robot.await_true(lambda: robot.received['map'][-1].defects[0].observation_count == 2, 'second observation')
+
+    assert lifecycle.change(Transition.TRANSITION_DEACTIVATE)
+    assert lifecycle.change(Transition.TRANSITION_CLEANUP)
+    assert lifecycle.state() == UNCONFIGURED
+    robot.await_true(lambda: not robot.count_publishers('inspection_node/defects'), 'end of the results')
+
+    assert lifecycle.change(Transition.TRANSITION_CONFIGURE)
+    assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
+    assert lifecycle.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert lifecycle.state() == FINALIZED
+
+
+def test_without_autostart_the_node_waits_and_a_failure_leaves_it_unconfigured(
+    start_node: StartNode, manager: Callable[..., Manager]
+) -> None:
+    node = start_node('inspection_node', '-p', 'autostart:=false', '-p', 'detection.model:=nothing')
+    node.await_line('waits for a lifecycle manager')
+    lifecycle = manager()
+    assert lifecycle.state() == UNCONFIGURED
+    assert not lifecycle.change(Transition.TRANSITION_CONFIGURE)
+    assert lifecycle.state() == UNCONFIGURED
+    node.await_line('cannot configure: no shipped weights called "nothing"')
+    assert node.stop() < 3.0
+    assert node.process.returncode == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_node_that_still_loads_its_network(start_node: StartNode, number: signal.Signals) -> None:
+    node = start_node('inspection_node')
+    node.await_line('loads the network')
+    assert node.stop(number) < 3.0
+    assert node.process.returncode == 0
+    assert 'Traceback' not in node.said
+
+
+def test_services_answer_while_a_frame_is_computed(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = threading.Event()
+    segment = ThresholdSegmenter.segment
+
+    def segment_slowly(self: ThresholdSegmenter, image: NDArray[np.uint8], *_: object) -> list[Any]:
+        """A second of work, partly with the interpreter held, as with a network."""
+        busy.set()
+        end_s = time.monotonic() + 1.0
+        while time.monotonic() < end_s:
+            np.linalg.svd(np.ones((60, 60)))
+            sum(range(2000))
+        busy.clear()
+        return segment(self, image)
+
+    monkeypatch.setattr(ThresholdSegmenter, 'segment', segment_slowly)
+    robot.mount()
+    latencies_s = []
+    for index in range(3):
+        robot.send(START_NS + index * 10**9, map_x_m=0.0)
+        assert busy.wait(TIMEOUT_S)
+        while busy.is_set():
+            started_s = time.monotonic()
+            assert robot.reset.call(Trigger.Request()).success
+            latencies_s.append(time.monotonic() - started_s)
+            time.sleep(0.02)
+    robot.await_messages('defects', 3)
+    assert len(latencies_s) > 20
+    assert statistics.median(latencies_s) < 0.1
