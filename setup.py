@@ -41,7 +41,7 @@ setup(
         'tqdm',
         'zstandard',
     ],
-    # What `cmml simulate` and `cmml train` need on top: training is done on simulated walls.
-    extras_require={'simulation': ['mitsuba>=3.7', 'open3d>=0.19', 'shapely>=2']},
+    # What `cmml simulate`, `cmml train` and `cmml evaluate` need on top: all of them work on simulated walls.
+    extras_require={'simulation': ['matplotlib>=3.8', 'mitsuba>=3.7', 'open3d>=0.19', 'shapely>=2']},
     entry_points={'console_scripts': ['cmml = cmml_ros.cli:main']},
 )

@@ -13,6 +13,7 @@ from cmml_ros.errors import CmmlError
 SCENES = ('plane', 'column', 'tunnel')
 SENSORS = ('depth_camera', 'line_profiler', 'tof_lidar')
 LOOKS = ('fast', 'path')
+MASKS = ('true', 'network')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_analyze(commands)
     _add_train(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -147,6 +149,40 @@ def _train(options: argparse.Namespace) -> None:
     from cmml_ros.training.train import train
 
     print(train(options.config, options.out, options.backgrounds))
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'evaluate',
+        help='how right the results are, on simulated airholes of known size',
+        description='Simulate airholes of known size, measure them, and print how wrong the results are and how often '
+        'their 95 %% intervals hold the truth; the figures also go to DIR as JSON and PNG.',
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        '--measurement',
+        dest='run',
+        action='store_const',
+        const=_evaluate_measurement,
+        help='area, depth and volume by sensor, distance, incidence and size',
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('out/evaluation'), metavar='DIR', help='results (default: %(default)s)'
+    )
+    parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
+    parser.add_argument(
+        '--masks', choices=MASKS, default=MASKS[0], help='of the measurement: exact, or found (default: %(default)s)'
+    )
+    parser.add_argument('--full', action='store_true', help='the whole grid, not the one of a minute or two')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='the same number gives the same airholes')
+
+
+def _evaluate_measurement(options: argparse.Namespace) -> None:
+    from cmml_ros.config import InspectorConfig, load_config
+    from cmml_ros.evaluation.measurement import evaluate_measurement
+
+    config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
+    print(evaluate_measurement(options.out, config, masks=options.masks, full=options.full, seed=options.seed))
 
 
 if __name__ == '__main__':

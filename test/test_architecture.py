@@ -19,7 +19,7 @@ FLOORS = (
     {'config', 'geometry', 'bag'},
     {'frame', 'model', 'measurement', 'simulation'},
     {'stream', 'inspector', 'mapping'},
-    {'training', 'report'},
+    {'training', 'report', 'evaluation'},
     {'nodes', 'analyze'},
     {'cli'},
 )

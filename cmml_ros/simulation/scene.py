@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -238,17 +239,43 @@ def make_scene(
         _, shallow, deep = _SHAPES[shape]
         cavities.append(placer.add(make_airhole(shape, diameter, rng.uniform(shallow, deep), rng)))
         shapes.append(shape)
+    return assemble_scene(wall, shapes, cavities, look_rng, tie_holes=tie_holes, distractor_density=distractor_density)
+
+
+def assemble_scene(
+    wall: Wall,
+    shapes: Sequence[Shape],
+    cavities: Sequence[Cavity],
+    rng: np.random.Generator,
+    *,
+    tie_holes: Sequence[Cavity] = (),
+    distractor_density: float = 0.0,
+) -> Scene:
+    """`wall` with the given airholes and tie holes where they are, and a look drawn from `rng`.
+
+    shapes[k] names the shape of cavities[k], whose places are developed coordinates; nothing may overlap.
+    distractor_density: as in `make_scene`.
+    """
     holes = tuple(
         _describe(number, shape, cavity, wall)
         for number, (shape, cavity) in enumerate(zip(shapes, cavities, strict=True), start=1)
     )
     centres = np.array([hole.centre_developed for hole in holes]).reshape(-1, 2)
     radii = np.array([hole.equivalent_diameter_m / 2 for hole in holes])
-    appearance = make_appearance(wall, centres, radii, distractor_density, look_rng)
+    appearance = make_appearance(wall, centres, radii, distractor_density, rng)
     outlines = [('tie_hole', cavity.rim) for cavity in tie_holes]
     outlines += [(decal.kind, decal.outline) for decal in appearance.decals]
     distractors = tuple(Distractor(index + 1, kind, outline) for index, (kind, outline) in enumerate(outlines))
     return Scene(wall, holes, distractors, (*cavities, *tie_holes), appearance)
+
+
+def draw_shape(depth_ratio: float, rng: np.random.Generator) -> Shape:
+    """A shape that occurs with this depth / diameter, as often as it does. Raises SceneError when none does."""
+    possible = {shape: share for shape, (share, low, high) in _SHAPES.items() if low <= depth_ratio <= high}
+    if not possible:
+        raise SceneError(f'no airhole has depth / diameter {depth_ratio:g}; use 0.1 to 1.3')
+    shares = np.array(list(possible.values()))
+    return list(possible)[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
 
 class _Placer:
