@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -17,6 +18,8 @@ def pytest_configure() -> None:
     """Keep ROS to this run: a domain of its own, not heard outside this machine."""
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
+        os.environ[name] = str(Path(__file__).parents[1] / 'config' / 'fastdds.xml')  # as the launch files do
     # The time of one example says more about the machine than about the code; a failure must come back in the next run.
     hypothesis.settings.register_profile('cmml_ros', deadline=None, derandomize=True)
     hypothesis.settings.load_profile('cmml_ros')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import os
 import signal
 import subprocess
 import sys
@@ -41,8 +40,6 @@ RADIUS_M, DEPTH_M = 0.008, 0.004
 START_NS = 1_700_000_000_000_000_000
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is well
-
-PROFILE = Path(__file__).parents[1] / 'config' / 'fastdds.xml'
 
 
 class ThresholdSegmenter:
@@ -194,12 +191,8 @@ class NodeProcess:
     def __init__(self, name: str, *arguments: str, known_segmenter: bool = False) -> None:
         self.lines: list[str] = []
         command = ['-c', _KNOWN_SEGMENTER] if known_segmenter else ['-m', f'cmml_ros.nodes.{name}']
-        profile = {name: str(PROFILE) for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')}
         self.process = subprocess.Popen(
-            [sys.executable, *command, '--ros-args', *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **profile},
+            [sys.executable, *command, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from mcap.reader import make_reader
 
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
@@ -44,16 +50,100 @@ def test_metadata_tells_ros2_bag_play_what_to_offer(tmp_path: Path):
         writer.add_topic('/text', STRING)
         writer.write('/text', writer.types[STRING](data=''), 7)
     information = yaml.safe_load((tmp_path / 'bag' / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
-    assert information['version'] == 9
+    assert information['version'] == 8
     assert information['storage_identifier'] == 'mcap'
-    assert information['relative_file_paths'] == ['bag.mcap']
+    assert information['relative_file_paths'] == ['bag_0.mcap']
     offered = {
-        topic['topic_metadata']['name']: topic['topic_metadata']['offered_qos_profiles'][0]
+        topic['topic_metadata']['name']: yaml.safe_load(topic['topic_metadata']['offered_qos_profiles'])[0]
         for topic in information['topics_with_message_count']
     }
-    assert offered['/tf_static']['durability'] == 'transient_local'
-    assert offered['/text']['durability'] == 'volatile'
-    assert offered['/text']['reliability'] == 'reliable'
+    assert offered['/tf_static']['durability'] == 1  # transient local
+    assert offered['/text']['durability'] == 2  # volatile
+    assert offered['/text']['reliability'] == 1  # reliable
+    # Channels say the same as metadata.yaml: after a kill they are all there is.
+    with (tmp_path / 'bag' / 'bag_0.mcap').open('rb') as file:
+        channels = make_reader(file).get_summary().channels.values()
+    assert {
+        channel.topic: yaml.safe_load(channel.metadata['offered_qos_profiles'])[0] for channel in channels
+    } == offered
+
+
+def text(writer: BagWriter, value: str) -> Any:
+    return writer.types[STRING](data=value)
+
+
+def test_a_file_ends_by_time_and_the_next_begins_with_what_is_latched(tmp_path: Path):
+    with BagWriter(tmp_path / 'bag', max_file_s=1.0) as writer:
+        writer.add_topic('/tf_static', 'tf2_msgs/msg/TFMessage', latched=True)
+        writer.add_topic('/map', STRING, latched=True)
+        writer.add_topic('/text', STRING)
+        for stamp_ns in (0, 1):  # of two publishers
+            transforms = [make_transform(writer, str(stamp_ns))]
+            writer.write('/tf_static', writer.types['tf2_msgs/msg/TFMessage'](transforms=transforms), stamp_ns)
+        for stamp_ns in range(0, 3_000_000_000, 500_000_000):
+            writer.write('/map', text(writer, f'map {stamp_ns}'), stamp_ns)
+            writer.write('/text', text(writer, f'text {stamp_ns}'), stamp_ns)
+    files = sorted((tmp_path / 'bag').glob('*.mcap'))
+    assert [file.name for file in files] == ['bag_0.mcap', 'bag_1.mcap', 'bag_2.mcap']
+    with BagReader(files[1]) as reader:
+        head = [(topic, message, stamp) for topic, message, stamp in reader.messages(['/tf_static', '/map'])]
+    assert [topic for topic, _, _ in head[:3]] == ['/tf_static', '/tf_static', '/map']
+    assert [message.transforms[0].child_frame_id for _, message, _ in head[:2]] == ['0', '1']
+    # The state before the split, under the time of the split, so that playing keeps the order.
+    assert (head[2][1].data, head[2][2]) == ('map 500000000', 1_000_000_000)
+    with BagReader(tmp_path / 'bag') as reader:
+        assert reader.warnings == []
+        assert [message.data for _, message, _ in reader.messages(['/text'])] == [
+            f'text {stamp_ns}' for stamp_ns in range(0, 3_000_000_000, 500_000_000)
+        ]
+    information = yaml.safe_load((tmp_path / 'bag' / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
+    assert [file['message_count'] for file in information['files']] == [6, 7, 7]
+    assert information['message_count'] == 20
+    assert information['duration']['nanoseconds'] == 2_500_000_000
+
+
+def make_transform(writer: BagWriter, child: str) -> Any:
+    make = writer.types
+    header = make['std_msgs/msg/Header'](stamp=make['builtin_interfaces/msg/Time'](sec=0, nanosec=0), frame_id='base')
+    transform = make['geometry_msgs/msg/Transform'](
+        translation=make['geometry_msgs/msg/Vector3'](x=0.0, y=0.0, z=0.0),
+        rotation=make['geometry_msgs/msg/Quaternion'](x=0.0, y=0.0, z=0.0, w=1.0),
+    )
+    return make['geometry_msgs/msg/TransformStamped'](header=header, child_frame_id=child, transform=transform)
+
+
+def test_a_file_ends_by_size(tmp_path: Path):
+    random = np.random.default_rng(0)
+    with BagWriter(tmp_path / 'bag', max_file_bytes=4_000_000) as writer:
+        writer.add_topic('/image', 'sensor_msgs/msg/CompressedImage')
+        for index in range(20):
+            writer.write('/image', b'\x00\x01\x00\x00' + random.bytes(1_000_000), index)
+    sizes = [file.stat().st_size for file in sorted((tmp_path / 'bag').glob('*.mcap'))]
+    assert len(sizes) >= 4
+    assert max(sizes) < 6_000_000
+
+
+def test_what_was_flushed_survives_a_kill(tmp_path: Path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from cmml_ros.bag.writer import BagWriter
+writer = BagWriter(Path({str(tmp_path / 'bag')!r}))
+writer.add_topic('/text', {STRING!r})
+for index in range(100):
+    writer.write('/text', writer.types[{STRING!r}](data=str(index)), index)
+    if index == 79:
+        writer.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == -signal.SIGKILL
+    with BagReader(tmp_path / 'bag') as reader:
+        assert 'no metadata.yaml' in reader.warnings[0]
+        read = []
+        with contextlib.suppress(BagError):  # the file has no end
+            for _, message, _ in reader.messages(['/text']):
+                read.append(message.data)
+    assert read == [str(index) for index in range(80)]
 
 
 def test_own_messages_are_known_without_ros(tmp_path: Path):

@@ -1,0 +1,214 @@
+"""The recorder as a process beside a robot and a live inspection."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip('rclpy')
+from diagnostic_msgs.msg import DiagnosticStatus
+from robot import HEIGHT, START_NS, TIMEOUT_S, WIDTH, Robot, StartNode, make_picture, stamp_ns
+
+from cmml_ros.bag.reader import BagReader
+from cmml_ros.errors import BagError
+from cmml_ros.version import read_version
+
+IMAGE, POINTS, DEFECTS = '/image', '/points', '/inspection_node/defects'
+
+
+def recorded(path: Path) -> dict[str, list[Any]]:
+    """Messages by topic, as far as the bag can be read."""
+    messages: dict[str, list[Any]] = {}
+    with BagReader(path) as reader:
+        try:
+            for topic, message, _ in reader.messages(list(reader.topics())):
+                messages.setdefault(topic, []).append(message)
+        except BagError:
+            assert reader.warnings  # an interrupted bag says so
+    return messages
+
+
+def status_of(robot: Robot) -> DiagnosticStatus | None:
+    statuses = (status for message in reversed(robot.received['health']) for status in message.status)
+    return next((status for status in statuses if status.name == 'recorder_node: recording'), None)
+
+
+def values_of(robot: Robot) -> dict[str, str]:
+    status = status_of(robot)
+    return {} if status is None else {pair.key: pair.value for pair in status.values}
+
+
+def await_subscriptions(robot: Robot) -> None:
+    """The inspection listens, and so does the recorder."""
+    for topic, count in ((IMAGE, 2), (POINTS, 2), ('/camera_info', 2), ('/tf', 2), ('/tf_static', 2)):
+        robot.await_true(lambda topic=topic, count=count: robot.count_subscribers(topic) >= count, f'reader of {topic}')
+    robot.await_true(lambda: robot.count_subscribers(DEFECTS) >= 2, 'reader of the results')
+    time.sleep(0.5)
+
+
+def send_views(robot: Robot, count: int, first: int = 0, hole: bool = True) -> None:
+    for index in range(first, first + count):
+        before = len(robot.received['defects'])
+        robot.send(START_NS + index * 5 * 10**8, make_picture(hole), map_x_m=0.0)
+        robot.await_messages('defects', before + 1)
+
+
+def test_inputs_and_results_are_recorded_with_their_sidecar(
+    robot: Robot, start_node: StartNode, tmp_path: Path
+) -> None:
+    robot.mount()
+    recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'max_file_s:=1.0')
+    recorder.await_line('recording to')
+    await_subscriptions(robot)
+    send_views(robot, 3)
+    robot.await_true(lambda: int(values_of(robot).get('messages', 0)) > 15, 'recorded messages in diagnostics')
+    time.sleep(1.2)
+    send_views(robot, 2, first=3)
+    robot.await_true(lambda: int(values_of(robot).get('files', 0)) >= 2, 'second file')
+    time.sleep(1.5)
+    assert status_of(robot).level == DiagnosticStatus.OK
+    assert {'written_mb_per_s', 'waiting_mb', 'free_disk_mb', 'lost', 'bag', 'mode'} <= set(values_of(robot))
+    assert recorder.stop() < 3.0
+    assert recorder.process.returncode == 0
+    assert 'lost: nothing' in recorder.said
+
+    bag = recorded(tmp_path / 'bag')
+    assert [stamp_ns(message) for message in bag[IMAGE]] == [START_NS + index * 5 * 10**8 for index in range(5)]
+    assert len(bag[POINTS]) == len(bag['/camera_info']) == len(bag[DEFECTS]) == 5
+    assert bag['/inspection_node/markers']
+    assert bag['/inspection_node/map'][-1].defects[0].observation_count == 5
+    # Every file can be used alone: it begins with the mounting of the sensors.
+    for file in (tmp_path / 'bag').glob('*.mcap'):
+        assert recorded(file)['/tf_static'][0].transforms[0].child_frame_id == 'lidar'
+    metadata = yaml.safe_load((tmp_path / 'bag' / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
+    reliability = {
+        topic['topic_metadata']['name']: yaml.safe_load(topic['topic_metadata']['offered_qos_profiles'])[0][
+            'reliability'
+        ]
+        for topic in metadata['topics_with_message_count']
+    }
+    assert (reliability[IMAGE], reliability['/tf'], reliability[DEFECTS]) == (2, 1, 1)  # as each was offered
+
+    sidecar = yaml.safe_load((tmp_path / 'bag' / 'recording.yaml').read_text())
+    assert sidecar['package_version'] == read_version()
+    assert sidecar['model_id'] == 'threshold'
+    assert sidecar['inspection']['sync.tolerance_s'] == 0.05
+    assert sidecar['recorder']['max_file_s'] == 1.0
+    assert sidecar['cameras']['/camera_info']['k'][0] == 1000.0
+    assert sidecar['static_transforms']['camera -> lidar']['translation_m'] == [0.0, 0.0, 0.0]
+    assert sidecar['recorded']['lost'] == {}
+
+
+def test_results_alone(robot: Robot, start_node: StartNode, tmp_path: Path) -> None:
+    robot.mount()
+    recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'mode:=results')
+    recorder.await_line('recording to')
+    robot.await_true(lambda: robot.count_subscribers(DEFECTS) >= 2, 'reader of the results')
+    time.sleep(0.5)
+    send_views(robot, 2)
+    time.sleep(0.5)
+    recorder.stop()
+    bag = recorded(tmp_path / 'bag')
+    assert len(bag[DEFECTS]) == 2
+    assert IMAGE not in bag
+    assert POINTS not in bag
+
+
+def test_pictures_around_airholes_alone(robot: Robot, start_node: StartNode, tmp_path: Path) -> None:
+    robot.mount()
+    recorder = start_node(
+        'recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'mode:=events', '-p', 'event_window_s:=0.6'
+    )
+    recorder.await_line('recording to')
+    await_subscriptions(robot)
+    send_views(robot, 4, hole=False)
+    send_views(robot, 1, first=4)
+    send_views(robot, 4, first=5, hole=False)
+    time.sleep(0.5)
+    recorder.stop()
+    bag = recorded(tmp_path / 'bag')
+    assert len(bag[DEFECTS]) == 9
+    around = [START_NS + index * 5 * 10**8 for index in (3, 4, 5)]
+    assert [stamp_ns(message) for message in bag[IMAGE]] == around
+    assert [stamp_ns(message) for message in bag[POINTS]] == around
+
+
+@pytest.fixture
+def large_view_bag(robot: Robot, start_node: StartNode, tmp_path: Path) -> tuple[Any, Path]:
+    robot.mount()
+    recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}')
+    recorder.await_line('recording to')
+    await_subscriptions(robot)
+    send_views(robot, 4)
+    return recorder, tmp_path / 'bag'
+
+
+def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
+    robot: Robot, start_node: StartNode, large_view_bag: tuple[Any, Path]
+) -> None:
+    recorder, path = large_view_bag
+    time.sleep(2.5)  # flushed once a second
+    recorder.stop(signal.SIGKILL)
+    killed_s = time.monotonic()
+    bag = recorded(path)
+    assert len(bag[IMAGE]) == len(bag[POINTS]) == len(bag[DEFECTS]) == 4
+    assert yaml.safe_load((path / 'recording.yaml').read_text())['model_id'] == 'threshold'
+
+    again = start_node('recorder_node', '-p', f'bag_path:={path}')
+    again.await_line(f'recording to {path}_2')
+    restarted_s = time.monotonic() - killed_s
+    for topic in (IMAGE, POINTS, DEFECTS):
+        again.await_line(f'records {topic},')
+    time.sleep(0.5)
+    send_views(robot, 2, first=4)
+    time.sleep(0.5)
+    again.stop()
+    counts = Counter({topic: len(messages) for topic, messages in recorded(Path(f'{path}_2')).items()})
+    assert counts[IMAGE] == counts[DEFECTS] == 2
+    assert restarted_s < 15.0  # 5 s on a quiet machine
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_complete_bag(large_view_bag: tuple[Any, Path], number: signal.Signals) -> None:
+    recorder, path = large_view_bag
+    time.sleep(0.5)
+    assert recorder.stop(number) < 3.0
+    assert (path / 'metadata.yaml').is_file()
+    with BagReader(path) as reader:
+        assert reader.warnings == []
+        assert reader.count([IMAGE]) == 4
+
+
+def test_a_full_disk_stops_the_recording_and_nothing_else(robot: Robot, start_node: StartNode, tmp_path: Path) -> None:
+    robot.mount()
+    # The reserve begins 20 MB from now, which a second of pictures takes, and others on this machine may take sooner.
+    reserve_mb = int(shutil.disk_usage(tmp_path).free / 1e6) - 20
+    recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', f'reserve_mb:={reserve_mb}')
+    recorder.await_line('recording to')
+    await_subscriptions(robot)
+    noise = np.random.default_rng(0).integers(120, 220, (HEIGHT, WIDTH, 3), np.uint8)  # no airhole in it
+    end_s = time.monotonic() + 2 * TIMEOUT_S
+    index = 0
+    while 'recording has stopped' not in recorder.said:
+        assert time.monotonic() < end_s
+        robot.send(START_NS + index * 5 * 10**7, noise, map_x_m=0.0)
+        index += 1
+        time.sleep(0.05)
+    robot.await_true(lambda: status_of(robot).level == DiagnosticStatus.ERROR, 'ERROR in diagnostics')
+    assert 'MB are kept in reserve' in status_of(robot).message
+    # The bag is complete although the recorder still runs, and the inspection goes on.
+    with BagReader(tmp_path / 'bag') as reader:
+        assert reader.warnings == []
+    before = len(robot.received['defects'])
+    robot.send(START_NS + (index + 100) * 10**8, map_x_m=0.0)
+    robot.await_messages('defects', before + 1)
+    recorder.stop()
+    assert recorder.process.returncode == 0
