@@ -306,14 +306,14 @@ def test_a_truncated_bag_is_analysed_up_to_the_cut(
     make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     bag = make_bag()
-    file = bag / 'wall.mcap'
+    file = bag / 'wall_0.mcap'
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
     error = fail(capsys, bag, '--out', tmp_path / 'out')
-    assert 'wall.mcap: the file ends inside a record' in error
+    assert 'wall_0.mcap: the file ends inside a record' in error
     assert 'report.html covers what was read' in error
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert 0 < summary['frames'] < 5
-    assert 'wall.mcap' in summary['fault']
+    assert 'wall_0.mcap' in summary['fault']
     assert len(read_table(tmp_path / 'out' / 'defects.csv')) == 2
 
 
