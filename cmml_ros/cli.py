@@ -39,6 +39,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_analyze(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_export(commands)
     return parser
 
 
@@ -183,6 +184,29 @@ def _evaluate_measurement(options: argparse.Namespace) -> None:
 
     config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
     print(evaluate_measurement(options.out, config, masks=options.masks, full=options.full, seed=options.seed))
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'export',
+        help='the network for other runtimes',
+        description='Write the segmentation network as ONNX. Inputs: image (1, H, W, 3) uint8 BGR, H and W multiples '
+        'of 16, and range_maps (1, 3, H / 2, W / 2) float32, zeros when unknown. Output: probabilities (1, 2, H, W) '
+        'of "inside the rim of an airhole" and "on such a rim".',
+    )
+    parser.add_argument('out', type=Path, metavar='FILE', help='file to write')
+    parser.add_argument(
+        '--model', default='small', help='name of shipped weights or path of a .safetensors file (default: %(default)s)'
+    )
+    parser.add_argument('--format', choices=['onnx'], default='onnx', help='(default: %(default)s)')
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cmml_ros.model.export import export_onnx
+
+    export_onnx(options.model, options.out)
+    print(options.out)
 
 
 if __name__ == '__main__':

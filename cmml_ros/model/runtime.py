@@ -16,6 +16,7 @@ from cmml_ros.errors import ModelError
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.model.checkpoint import find_weights, load_network
+from cmml_ros.model.engine import Engine, OpenVinoEngine, TorchEngine
 from cmml_ros.model.image_encoder import ConvBlock
 from cmml_ros.model.instances import split_instances
 from cmml_ros.model.network import INPUT_MULTIPLE, MultitaskNetwork
@@ -37,11 +38,16 @@ class Segmenter:
 
     def __init__(self, config: DetectionConfig) -> None:
         self._config = config
-        self._device = _choose_device(config.device)
+        device = _choose_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
         network, self.model_id = load_network(find_weights(config.model))
-        self._network = _fuse_normalisation(network).to(self._device)
+        self._network = _fuse_normalisation(network).to(device)
+        self._engine: Engine = (
+            OpenVinoEngine(self._network, config.threads)
+            if device.type == 'cpu'
+            else TorchEngine(self._network, device)
+        )
 
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
@@ -80,14 +86,7 @@ class Segmenter:
         if pixels is not None and depths_m is not None:
             maps = range_features(pixels, depths_m, height, width)
             range_maps[:, : maps.shape[1], : maps.shape[2]] = maps
-        with torch.inference_mode():
-            batch = torch.from_numpy(padded).to(self._device).permute(2, 0, 1).float().div(255.0)[None]
-            logits = self._network(
-                batch.contiguous(memory_format=torch.channels_last),
-                torch.from_numpy(range_maps).to(self._device)[None].contiguous(memory_format=torch.channels_last),
-            )
-            probabilities: NDArray[np.float32] = logits[0, :, :height, :width].sigmoid().cpu().numpy()
-        return probabilities
+        return self._engine(padded, range_maps)[:, :height, :width]
 
 
 def _merge_octaves(

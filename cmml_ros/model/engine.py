@@ -1,0 +1,80 @@
+"""The network as a function of arrays: through OpenVINO on the CPU, through torch on CUDA."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+
+from cmml_ros.model.export import IMAGE, RANGE_MAPS, Segmentation, make_onnx
+from cmml_ros.model.network import MultitaskNetwork
+
+# A camera's picture and its quarter need two; more only when several cameras share an engine.
+_MAX_COMPILED = 4
+
+
+class Engine(Protocol):
+    """The network, ready to run on one picture after the other."""
+
+    def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities (2, H, W) of "inside the rim" and "on the rim".
+
+        image: (H, W, 3) BGR, H and W multiples of INPUT_MULTIPLE. range_maps: (3, H / 2, W / 2) of `range_features`.
+        """
+
+
+class OpenVinoEngine:
+    """Engine on the CPU, compiled once per size of the picture.
+
+    threads: 0 for one per core. Float32 throughout, also on processors that could do bfloat16: results stay the same to
+    1e-5 wherever they are computed.
+    """
+
+    def __init__(self, network: MultitaskNetwork, threads: int) -> None:
+        self._core = openvino.Core()
+        self._model = self._core.read_model(make_onnx(network))
+        self._properties = {
+            'INFERENCE_PRECISION_HINT': 'f32',
+            'PERFORMANCE_HINT': 'LATENCY',
+            'INFERENCE_NUM_THREADS': threads,
+            # Drivers and other nodes need these cores too.
+            'ENABLE_CPU_PINNING': False,
+        }
+        self._compiled: dict[tuple[int, ...], openvino.InferRequest] = {}
+
+    def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See Engine."""
+        request = self._compiled.get(image.shape)
+        if request is None:
+            request = self._compile(image.shape, range_maps.shape)
+        # Inputs are used where they lie; outputs are copied, since the next call overwrites them.
+        results = request.infer({IMAGE: image[None], RANGE_MAPS: range_maps[None]}, share_inputs=True)
+        probabilities: NDArray[np.float32] = results[0][0]
+        return probabilities
+
+    def _compile(self, image_shape: tuple[int, ...], maps_shape: tuple[int, ...]) -> openvino.InferRequest:
+        model = self._model.clone()
+        model.reshape({IMAGE: [1, *image_shape], RANGE_MAPS: [1, *maps_shape]})
+        request = self._core.compile_model(model, 'CPU', self._properties).create_infer_request()
+        while len(self._compiled) >= _MAX_COMPILED:
+            del self._compiled[next(iter(self._compiled))]
+        self._compiled[image_shape] = request
+        return request
+
+
+class TorchEngine:
+    """Engine on any device of torch."""
+
+    def __init__(self, network: MultitaskNetwork, device: torch.device) -> None:
+        self._device = device
+        self._segmentation = Segmentation(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See Engine."""
+        inputs = (torch.from_numpy(array).to(self._device)[None] for array in (image, range_maps))
+        probabilities: NDArray[np.float32] = self._segmentation(*inputs)[0].cpu().numpy()
+        return probabilities

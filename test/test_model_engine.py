@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cmml_ros.cli import main
+from cmml_ros.model.checkpoint import save_weights
+from cmml_ros.model.engine import Engine, OpenVinoEngine, TorchEngine
+from cmml_ros.model.network import MultitaskNetwork
+
+SIZES = [(64, 96), (80, 48), (16, 16)]
+
+
+@pytest.fixture(scope='module')
+def network() -> MultitaskNetwork:
+    torch.manual_seed(0)
+    network = MultitaskNetwork('small').eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # an untrained one does nothing
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    return network
+
+
+def make_inputs(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    rng = np.random.default_rng(height)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return image, rng.normal(size=(3, height // 2, width // 2)).astype(np.float32)
+
+
+def expected(network: MultitaskNetwork, image: NDArray[np.uint8], maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    batch = torch.from_numpy(image.transpose(2, 0, 1)[None] / np.float32(255))
+    with torch.inference_mode():
+        return network(batch, torch.from_numpy(maps)[None])[0].sigmoid().numpy()
+
+
+@pytest.mark.parametrize(
+    'make', [lambda net: OpenVinoEngine(net, 1), lambda net: TorchEngine(net, torch.device('cpu'))]
+)
+def test_every_engine_gives_the_networks_probabilities(network: MultitaskNetwork, make: type[Engine]):
+    engine = make(network)
+    for size in SIZES:
+        image, maps = make_inputs(*size)
+        probabilities = engine(image, maps)
+        assert probabilities.dtype == np.float32
+        np.testing.assert_allclose(probabilities, expected(network, image, maps), atol=1e-5)
+
+
+def test_a_result_outlives_the_next_call(network: MultitaskNetwork):
+    engine = OpenVinoEngine(network, 1)
+    image, maps = make_inputs(64, 96)
+    first = engine(image, maps)
+    kept = first.copy()
+    engine(255 - image, maps)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_same_picture_gives_the_same_bytes(network: MultitaskNetwork):
+    image, maps = make_inputs(64, 96)
+    one, other = OpenVinoEngine(network, 1)(image, maps), OpenVinoEngine(network, 2)(image, maps)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_only_a_few_sizes_stay_compiled(network: MultitaskNetwork):
+    engine = OpenVinoEngine(network, 1)
+    for width in range(16, 16 * 8, 16):
+        engine(*make_inputs(16, width))
+    assert len(engine._compiled) == 4
+
+
+def test_an_exported_network_gives_the_same_in_another_runtime(network: MultitaskNetwork, tmp_path: Path):
+    save_weights(network, tmp_path / 'net.safetensors', {})
+    assert main(['export', str(tmp_path / 'net.onnx'), '--model', str(tmp_path / 'net.safetensors')]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / 'net.onnx', providers=['CPUExecutionProvider'])
+    for size in SIZES:
+        image, maps = make_inputs(*size)
+        (probabilities,) = session.run(['probabilities'], {'image': image[None], 'range_maps': maps[None]})
+        np.testing.assert_allclose(probabilities[0], expected(network, image, maps), atol=1e-5)
