@@ -18,6 +18,7 @@ from cmml_ros.config import InspectorConfig, flatten_config
 from cmml_ros.errors import BagError, CmmlError, ConfigError
 from cmml_ros.frame import Frame
 from cmml_ros.inspector import Inspection, Inspector
+from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.report.html import Picture, write_report
 from cmml_ros.report.overlay import draw_overlay
@@ -177,7 +178,10 @@ class _Analysis:
         except CmmlError as error:
             self._errors.add(str(error))
             return
-        ids = self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+        make_closeup = CloseupMaker(frame).make
+        ids = self._map.add(
+            inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
+        )
         self._frame_table.write(frame_row(inspection))
         for defect_id, defect in zip(ids, inspection.defects, strict=True):
             self._observation_table.write(observation_row(inspection, defect_id, defect))

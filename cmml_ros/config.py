@@ -125,9 +125,16 @@ class MapConfig:
     """The same airhole seen again."""
 
     gate_m: float = setting(
-        0.004, 'position deviation of the robot between views, added to the gate', unit='m', low=0.0, high=1.0
+        0.001, 'deviation between two views of one airhole, besides drift and their own', unit='m', low=0.0, high=1.0
     )
     gate_factor: float = setting(3.0, 'deviations within which two views are one airhole', low=1.0, high=10.0)
+    step_std_m: float = setting(
+        0.008, "deviation of the robot's way from frame to frame", unit='m', low=0.00001, high=1.0
+    )
+    step_std_deg: float = setting(
+        0.4, "deviation of the robot's turn from frame to frame", unit='deg', low=0.0001, high=10.0
+    )
+    drift_m: float = setting(0.05, "how far the robot's pose drifts in the long run", unit='m', low=0.0001, high=100.0)
 
 
 @dataclass(frozen=True)

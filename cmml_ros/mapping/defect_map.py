@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,25 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 from cmml_ros.config import MapConfig
+from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.mapping.closeup import Closeup
+from cmml_ros.mapping.drift import DriftFilter
+from cmml_ros.mapping.fusion import Columns, Fusion
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.uncertainty import UPPER_95
 
 Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+MakeCloseup = Callable[[Defect], Closeup]
 
 _MIN_NORMAL_COSINE = math.cos(math.radians(45.0))  # beyond it lies another face of the structure
 _LARGEST_SIZE_RATIO = 2.0  # between the diameters of two whole views of one airhole
+_PARTIAL_COST = 0.25  # of a part that lies at the rim of the whole, over that of the gate
+# An airhole should be seen again when it lies so far inside the picture, as steep and at least as large as before.
+_BORDER_PX = 8.0
+_SAME_SIZE = 0.95
+_NOTHING = Measurement.unknown(Status.NO_POINTS, '')
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class MapEntry:
     """One physical airhole, fused from its observations.
 
     measurement: in `frame_id`, which is the map frame, or the camera frame of an airhole that could not be placed.
+    confidence: mean over its observations, and over the views that should have shown it and did not, as zero.
+    closeup: of the best view, where pictures were given.
     """
 
     defect_id: int
@@ -38,206 +51,434 @@ class MapEntry:
     observations: int
     first_stamp_ns: int
     last_stamp_ns: int
+    misses: int = 0
+    closeup: Closeup | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MapView:
+    """From where one frame saw the surface, drift corrected."""
+
+    stamp_ns: int
+    T_map_camera: SE3
+    camera: Camera
+
+
+@dataclass(frozen=True, eq=False)
+class MapSnapshot:
+    """A map at one moment, which does not change any more.
+
+    entries: by id. views: of every frame with a pose and a camera. largest_correction_m: by how much the drift of the
+    poses was corrected at most.
+    """
+
+    map_frame: str
+    entries: tuple[MapEntry, ...]
+    views: tuple[MapView, ...]
+    largest_correction_m: float
+
+    @property
+    def placed(self) -> tuple[MapEntry, ...]:
+        """The entries in the map frame, each a physical airhole."""
+        return tuple(entry for entry in self.entries if entry.frame_id == self.map_frame)
 
 
 class DefectMap:
     """All airholes seen so far, each counted once, with ids from 1 in the order of their appearance.
 
-    Two views are one airhole when their positions agree within `gate_factor` deviations, their diameters within a
-    factor of two and their normals within 45 degrees. In each frame the views are assigned one-to-one to what is
-    known, at least total cost.
+    Two views are one airhole when their positions agree within `gate_factor` deviations (of both, of the pose and
+    `gate_m`), their diameters within a factor of two and their normals within 45 degrees. In each frame the views are
+    assigned one-to-one to what is known, at least total cost. Before, the frame's pose is corrected by the airholes
+    seen again (`DriftFilter`). What depends on nothing but the order of frames is the same live and offline.
     """
 
     def __init__(self, config: MapConfig, map_frame: str = 'map') -> None:
         self._config = config
         self._map_frame = map_frame
-        self._tracks: list[_Track] = []
+        self.clear()
 
     @property
     def entries(self) -> list[MapEntry]:
         """Every airhole, by id."""
-        return [track.entry for track in self._tracks]
+        return [self._entry(row) for row in np.flatnonzero(self._tracks['alive']).tolist()]
 
-    def add(self, defects: Sequence[Defect], T_map_camera: SE3 | None, stamp_ns: int, frame_id: str) -> list[int]:
+    @property
+    def placed_ids(self) -> set[int]:
+        """Ids of the airholes in the map frame."""
+        return set((np.flatnonzero(self._tracks['alive'] & self._tracks['placed']) + 1).tolist())
+
+    def snapshot(self) -> MapSnapshot:
+        """The map as it is now, for a report; cheap for what has not changed since the previous call."""
+        return MapSnapshot(self._map_frame, tuple(self.entries), tuple(self._views), self._largest_correction_m)
+
+    def add(
+        self,
+        defects: Sequence[Defect],
+        T_map_camera: SE3 | None,
+        stamp_ns: int,
+        frame_id: str,
+        camera: Camera | None = None,
+        make_closeup: MakeCloseup | None = None,
+    ) -> list[int]:
         """Ids of `defects`, all of one frame and measured in its camera frame `frame_id`.
 
         Without T_map_camera, or without a position on the surface, an airhole cannot be recognised again: it becomes
-        an entry of its own, in `frame_id`.
+        an entry of its own, in `frame_id`. camera: tells which known airholes the frame should have shown; without it
+        none loses confidence. make_closeup: called for a view that is the best one of its airhole so far.
         """
-        measurements = [defect.measurement for defect in defects]
-        placed = []
+        views = _Views(defects)
+        placed = np.full(len(views), T_map_camera is not None) & np.isfinite(views.positions).all(axis=1)
+        T_corrected = None
+        rows = np.full(len(views), -1)
         if T_map_camera is not None:
-            placed = [index for index, view in enumerate(measurements) if np.isfinite(view.position).all()]
-            for index in placed:
-                measurements[index] = measurements[index].transformed(T_map_camera)
-        known = self._associate({index: measurements[index] for index in placed})
-        ids = []
-        for index, (defect, measurement) in enumerate(zip(defects, measurements, strict=True)):
-            if index not in known:
-                frame = self._map_frame if index in placed else frame_id
-                known[index] = _Track(len(self._tracks) + 1, defect.class_id, frame, stamp_ns, index in placed)
-                self._tracks.append(known[index])
-            known[index].add(defect.confidence, measurement, stamp_ns)
-            ids.append(known[index].defect_id)
-        return ids
+            T_corrected = self._correct_pose(views, np.flatnonzero(placed), T_map_camera)
+            views.move(T_corrected)
+            rows = self._associate(views, np.flatnonzero(placed))
+        new = np.flatnonzero(rows < 0)
+        rows[new] = self._begin(len(new))
+        tracks = self._tracks
+        tracks['placed'][rows[new]] = placed[new]
+        tracks['class_id'][rows[new]] = views.class_ids[new]
+        tracks['first_stamp_ns'][rows[new]] = stamp_ns
+        for row in rows[new].tolist():
+            self._frame_ids[row] = self._map_frame if tracks['placed'][row] else frame_id
+        self._fold(views, rows, defects, T_corrected, stamp_ns, make_closeup)
+        if T_corrected is not None:
+            self._absorb_parts(rows[placed])
+            if camera is not None:
+                self._views.append(MapView(stamp_ns, T_corrected, camera))
+                self._expect(camera, T_corrected, rows[placed])
+        return [int(row) + 1 for row in rows]
 
     def clear(self) -> None:
         """Forget everything; ids start from 1 again."""
-        self._tracks.clear()
-
-    def _associate(self, views: dict[int, Measurement]) -> dict[int, _Track]:
-        """Which known airhole each view continues, by the key of the view; views of unknown ones are left out."""
-        tracks = [track for track in self._tracks if track.placed]
-        if not tracks or not views:
-            return {}
-        reach_m = sum(
-            max(self._gate_m(measurement) + _radius_m(measurement) for measurement in measurements)
-            for measurements in (views.values(), [track.measurement for track in tracks])
+        self._drift = DriftFilter(self._config)
+        self._largest_correction_m = 0.0
+        self._views: list[MapView] = []
+        # The view with the best area and its pose, and the one with the best volume, of each airhole.
+        self._sized: list[tuple[Measurement, SE3 | None]] = []
+        self._filled: list[Measurement] = []
+        self._frame_ids: list[str] = []
+        self._closeups: list[Closeup | None] = []
+        self._entries: list[MapEntry | None] = []
+        self._tracks = Columns(
+            alive=True,
+            placed=False,
+            whole=False,
+            class_id=0,
+            position=np.full(3, np.nan),
+            normal=np.full(3, np.nan),
+            covariance=np.full((3, 3), np.nan),
+            radius=0.0,
+            reach=0.0,
+            diameter=math.nan,
+            smallest_px=math.inf,
+            confidence=0.0,
+            observations=0,
+            misses=0,
+            first_stamp_ns=0,
+            last_stamp_ns=0,
         )
-        known = cKDTree([track.measurement.position for track in tracks])
-        nearby = cKDTree([view.position for view in views.values()]).query_ball_tree(known, reach_m)
-        costs = {
-            (row, column): cost
-            for row, view in enumerate(views.values())
-            for column in nearby[row]
-            if (cost := self._cost(view, tracks[column].measurement)) <= 1.0
-        }
+        self._place, self._area, self._depth, self._volume = Fusion(6), Fusion(3), Fusion(1), Fusion(2)
+
+    def _begin(self, count: int) -> Integers:
+        """Rows of `count` airholes that are new."""
+        first = len(self._tracks)
+        for rows in (self._tracks, self._place, self._area, self._depth, self._volume):
+            rows.extend(count)
+        self._sized += [(_NOTHING, None)] * count
+        self._filled += [_NOTHING] * count
+        self._frame_ids += [''] * count
+        self._closeups += [None] * count
+        self._entries += [None] * count
+        return np.arange(first, first + count)
+
+    def _correct_pose(self, views: _Views, placed: Integers, T_map_camera: SE3) -> SE3:
+        """Where the camera really was, in the map."""
+        drift = self._drift
+        drift.predict(T_map_camera)
+        views.move(drift.pose)
+        whole = placed[views.whole[placed]]
+        pairs, tracks = self._find_pairs(views, whole)
+        known_whole = self._tracks['whole'][tracks]
+        pairs, tracks = pairs[known_whole], tracks[known_whole]
+        covariances = self._covariances(views, pairs, tracks)
+        gate = covariances + drift.position_covariances(views.positions[pairs])
+        offsets = self._tracks['position'][tracks] - views.positions[pairs]
+        near = _squared(offsets, gate) + _size_cost(views.diameters[pairs], self._tracks['diameter'][tracks]) ** 2 <= (
+            self._config.gate_factor**2
+        )
+        pairs, tracks, covariances = pairs[near], tracks[near], covariances[near]
+        drift.correct(views.positions[pairs], self._tracks['position'][tracks], covariances, pairs)
+        correction_m = float(np.linalg.norm(drift.pose.translation - T_map_camera.translation))
+        self._largest_correction_m = max(self._largest_correction_m, correction_m)
+        return drift.pose
+
+    def _associate(self, views: _Views, placed: Integers) -> Integers:
+        """Row of the known airhole that each view continues, -1 for none."""
+        rows = np.full(len(views), -1)
+        pairs, tracks = self._find_pairs(views, placed)
+        if not len(pairs):
+            return rows
+        known = self._tracks
+        covariances = self._covariances(views, pairs, tracks)
+        covariances += self._drift.position_covariances(views.positions[pairs])
+        offsets = known['position'][tracks] - views.positions[pairs]
+        both_whole = views.whole[pairs] & known['whole'][tracks]
+        sizes = np.where(both_whole, _size_cost(views.diameters[pairs], known['diameter'][tracks]), 0.0)
+        # The centre of what the border left lies anywhere within the whole airhole.
+        radii = np.where(both_whole, 0.0, np.maximum(views.radii[pairs], known['radius'][tracks]))
+        distances = np.linalg.norm(offsets, axis=1)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            beyond = np.where(distances > radii, 1.0 - radii / distances, 0.0)
+            partial = np.where(radii > 0.0, np.minimum(distances / radii, 1.0) ** 2, 0.0)
+        costs = _squared(offsets * beyond[:, None], covariances) / self._config.gate_factor**2
+        costs += sizes**2 + _PARTIAL_COST * partial
+        possible = costs <= 1.0
+        pairs, tracks, costs = pairs[possible], tracks[possible], costs[possible]
         # Columns: the known airholes within reach, then one "not seen before" per view, as dear as a match at the gate.
-        reached = sorted({column for _, column in costs})
-        matrix = np.full((len(views), len(reached) + len(views)), np.inf)
-        matrix[:, len(reached) :][np.diag_indices(len(views))] = 1.0
-        for (row, column), cost in costs.items():
-            matrix[row, reached.index(column)] = cost
-        keys = list(views)
-        rows, columns = linear_sum_assignment(matrix)
-        return {
-            keys[row]: tracks[reached[column]]
-            for row, column in zip(rows, columns, strict=True)
-            if column < len(reached)
-        }
+        reached, columns = np.unique(tracks, return_inverse=True)
+        candidates, lines = np.unique(pairs, return_inverse=True)
+        matrix = np.full((len(candidates), len(reached) + len(candidates)), np.inf)
+        matrix[np.arange(len(candidates)), len(reached) + np.arange(len(candidates))] = 1.0
+        matrix[lines, columns] = costs
+        chosen_lines, chosen_columns = linear_sum_assignment(matrix)
+        matched = chosen_columns < len(reached)
+        rows[candidates[chosen_lines[matched]]] = reached[chosen_columns[matched]]
+        return rows
 
-    def _gate_m(self, *measurements: Measurement) -> float:
-        """Largest distance at which views can be one airhole, from all their uncertainties and the robot's."""
-        variance = self._config.gate_m**2 + sum(np.nan_to_num(view.position_std_m) ** 2 for view in measurements)
-        return float(self._config.gate_factor * math.sqrt(variance))
+    def _find_pairs(self, views: _Views, chosen: Integers) -> tuple[Integers, Integers]:
+        """Views, of those `chosen`, and known airholes that are near enough to be compared."""
+        known, nothing = self._tracks, np.empty(0, np.int64)
+        if not len(chosen) or not len(known):
+            return nothing, nothing
+        positions = views.positions[chosen]
+        spread = np.einsum('kii->k', views.covariances[chosen] + self._drift.position_covariances(positions))
+        reach_m = self._config.gate_factor * np.sqrt(spread + self._config.gate_m**2) + views.radii[chosen]
+        # All airholes in the box around the frame: three comparisons each, far less than an index over all would cost.
+        low, high = (positions - reach_m[:, None]).min(axis=0), (positions + reach_m[:, None]).max(axis=0)
+        usable = known['alive'] & known['placed']
+        margin = float(known['reach'][usable].max(initial=0.0))
+        inside = ((known['position'] >= low - margin) & (known['position'] <= high + margin)).all(axis=1)
+        near = np.flatnonzero(usable & inside)
+        if not len(near):
+            return nothing, nothing
+        tree = cKDTree(known['position'][near])
+        found = tree.query_ball_point(positions, reach_m + known['reach'][near].max(), return_sorted=True)
+        pairs = np.repeat(chosen, [len(rows) for rows in found])
+        tracks = near[np.concatenate([np.asarray(rows, np.int64) for rows in found])]
+        facing = np.einsum('ki,ki->k', views.normals[pairs], known['normal'][tracks]) >= _MIN_NORMAL_COSINE
+        same = facing & (views.class_ids[pairs] == known['class_id'][tracks])
+        return pairs[same], tracks[same]
 
-    def _cost(self, view: Measurement, known: Measurement) -> float:
-        """0 for a perfect match, 1 at the gate."""
-        gate_m = self._gate_m(view, known)
-        distance_m = float(np.linalg.norm(view.position - known.position))
-        if view.normal @ known.normal < _MIN_NORMAL_COSINE:
-            return math.inf
-        size_cost = 0.0
-        if Status.CUT_BY_BORDER in (view.area_status, known.area_status):
-            gate_m += max(_radius_m(view), _radius_m(known))  # the centre of what the border left is as far off as that
-        else:
-            ratio = view.equivalent_diameter_m / known.equivalent_diameter_m
-            size_cost = abs(math.log(ratio)) / math.log(_LARGEST_SIZE_RATIO) if ratio > 0 else 0.0
-        return (distance_m / gate_m) ** 2 + size_cost**2
+    def _covariances(self, views: _Views, pairs: Integers, tracks: Integers) -> Array:
+        """Of the difference between view and known airhole, without the pose's, (K, 3, 3) m2."""
+        own = views.covariances[pairs] + self._tracks['covariance'][tracks]
+        return np.asarray(own + self._config.gate_m**2 * np.eye(3))
 
-
-def _radius_m(measurement: Measurement) -> float:
-    """From the centre to the farthest known point of the rim."""
-    return float(np.linalg.norm(measurement.outline - measurement.position, axis=1).max(initial=0.0))
-
-
-class _Track:
-    """The observations of one airhole, folded into one measurement."""
-
-    def __init__(self, defect_id: int, class_id: int, frame_id: str, stamp_ns: int, placed: bool) -> None:
-        self.defect_id = defect_id
-        self.placed = placed
-        self.measurement: Measurement
-        self._class_id = class_id
-        self._frame_id = frame_id
-        self._first_stamp_ns = self._last_stamp_ns = stamp_ns
-        self._observations = 0
-        self._confidence_sum = 0.0
-        self._place = _Average('area_status', 'position_std_m', ('position', 'normal'))
-        self._area = _Average('area_status', 'area_std_m2', ('area_m2', 'major_axis_m', 'minor_axis_m'))
-        self._depth = _Average('volume_status', 'depth_max_std_m', ('depth_max_m',))
-        self._volume = _Average('volume_status', 'volume_std_m3', ('volume_m3', 'volume_upper_bound_m3'))
-
-    @property
-    def entry(self) -> MapEntry:
-        return MapEntry(
-            self.defect_id,
-            self._class_id,
-            self._frame_id,
-            self.measurement,
-            self._confidence_sum / self._observations,
-            self._observations,
-            self._first_stamp_ns,
-            self._last_stamp_ns,
+    def _fold(
+        self,
+        views: _Views,
+        rows: Integers,
+        defects: Sequence[Defect],
+        T_corrected: SE3 | None,
+        stamp_ns: int,
+        make_closeup: MakeCloseup | None,
+    ) -> None:
+        """Add each view to its airhole."""
+        tracks = self._tracks
+        placing = self._place.add(
+            rows,
+            views.area_statuses,
+            np.hstack([views.positions, views.normals]),
+            views.position_stds,
+            views.position_stds,
         )
-
-    def add(self, confidence: float, view: Measurement, stamp_ns: int) -> None:
-        self._observations += 1
-        self._confidence_sum += confidence
-        self._first_stamp_ns = min(self._first_stamp_ns, stamp_ns)
-        self._last_stamp_ns = max(self._last_stamp_ns, stamp_ns)
-        averages = (self._place, self._area, self._depth, self._volume)
-        for average in averages:
-            average.add(view)
-        fused = dataclasses.replace(
-            self._volume.best,
-            area_status=self._area.best.area_status,
-            outline=self._area.best.outline,
-            point_count=self._volume.point_count,
-            **{name: value for average in averages for name, value in average.means().items()},
+        sizing = self._area.add(rows, views.area_statuses, views.areas, views.area_stds, views.area_systematic_stds)
+        self._depth.add(rows, views.volume_statuses, views.depths, views.depth_stds, views.depth_systematic_stds)
+        filling = self._volume.add(
+            rows,
+            views.volume_statuses,
+            views.volumes,
+            views.volume_stds,
+            views.volume_systematic_stds,
+            views.point_counts,
         )
-        self.measurement = dataclasses.replace(
-            fused,
-            normal=fused.normal / np.linalg.norm(fused.normal),
-            equivalent_diameter_m=2.0 * math.sqrt(fused.area_m2 / math.pi),
-        )
+        for index in np.flatnonzero(sizing).tolist():
+            self._sized[rows[index]] = defects[index].measurement, T_corrected
+        for index in np.flatnonzero(filling).tolist():
+            self._filled[rows[index]] = defects[index].measurement
+        tracks['covariance'][rows[placing]] = views.covariances[placing]
+        tracks['radius'][rows[sizing]] = views.radii[sizing]
+        spread = np.sqrt(np.einsum('kii->k', tracks['covariance'][rows]))
+        tracks['reach'][rows] = tracks['radius'][rows] + self._config.gate_factor * spread
+        places = self._place.means(rows)
+        tracks['position'][rows] = places[:, :3]
+        lengths = np.linalg.norm(places[:, 3:], axis=1, keepdims=True)
+        tracks['normal'][rows] = places[:, 3:] / lengths
+        tracks['diameter'][rows] = 2.0 * np.sqrt(self._area.means(rows)[:, 0] / math.pi)
+        tracks['whole'][rows] = self._area.statuses(rows) != Status.CUT_BY_BORDER
+        tracks['confidence'][rows] += views.confidences
+        tracks['observations'][rows] += 1
+        tracks['last_stamp_ns'][rows] = np.maximum(tracks['last_stamp_ns'][rows], stamp_ns)
+        tracks['first_stamp_ns'][rows] = np.minimum(tracks['first_stamp_ns'][rows], stamp_ns)
+        for row in rows.tolist():
+            self._entries[row] = None
+        if make_closeup is not None:
+            for index in np.flatnonzero(sizing).tolist():
+                self._closeups[rows[index]] = make_closeup(defects[index])
 
-
-class _Average:
-    """Mean of some fields, weighted by information (1 / variance), over the views of the best status seen so far.
-
-    The deviation of the mean takes the errors of the views as fully correlated: rim, range bias and calibration are
-    the same in each view and do not average out, and a view does not say what share of its deviation they are.
-    """
-
-    def __init__(self, status_field: str, std_field: str, fields: tuple[str, ...]) -> None:
-        self._status_field = status_field
-        self._std_field = std_field
-        self._fields = (*fields, std_field)
-        self._best: Measurement | None = None
-        self._best_weight = 0.0
-        self._restart()
-
-    def add(self, view: Measurement) -> None:
-        status = getattr(view, self._status_field)
-        if self._best is None or status < getattr(self._best, self._status_field):
-            self._restart()
-        elif status > getattr(self._best, self._status_field):
+    def _absorb_parts(self, rows: Integers) -> None:
+        """Drop airholes of which only a part was seen and that a whole one now covers."""
+        tracks = self._tracks
+        parts = np.flatnonzero(tracks['alive'] & tracks['placed'] & ~tracks['whole'])
+        parts = parts[~np.isin(parts, rows)]
+        whole = rows[tracks['whole'][rows]]
+        if not len(parts) or not len(whole):
             return
-        std = getattr(view, self._std_field)
-        weight = std**-2 if 0.0 < std < math.inf else 1.0  # far below any real one: decides only among its like
-        if weight > self._best_weight:
-            self._best, self._best_weight = view, weight
-        self.point_count += view.point_count
-        for name in self._fields:
-            value = np.asarray(getattr(view, name), dtype=np.float64)
-            known = np.isfinite(value)
-            self._sums[name] = self._sums[name] + np.where(known, weight * value, 0.0)
-            self._weights[name] = self._weights[name] + weight * known
+        offsets = tracks['position'][parts][:, None] - tracks['position'][whole][None]
+        covered = (np.linalg.norm(offsets, axis=2) < tracks['radius'][whole]).any(axis=1)
+        tracks['alive'][parts[covered]] = False
 
-    @property
-    def best(self) -> Measurement:
-        """The view with the smallest deviation among those of the best status."""
-        assert self._best is not None
-        return self._best
+    def _expect(self, camera: Camera, T_map_camera: SE3, seen_rows: Integers) -> None:
+        """Count a miss for each airhole that this frame should show and does not."""
+        tracks = self._tracks
+        rows = np.flatnonzero(tracks['alive'] & tracks['placed'] & tracks['whole'])
+        T_camera_map = T_map_camera.inverse()
+        positions = T_camera_map.apply(tracks['position'][rows])
+        pixels, shown = camera.project(positions)
+        rows, positions, pixels = rows[shown], positions[shown], pixels[shown]
+        normals = tracks['normal'][rows] @ T_camera_map.rotation.T
+        cosines = -np.einsum('ki,ki->k', positions, normals) / np.linalg.norm(positions, axis=1)
+        px_per_m = math.sqrt(camera.fx * camera.fy) / positions[:, 2]
+        sizes_px = tracks['diameter'][rows] * px_per_m * cosines
+        borders_px = np.minimum(pixels, [camera.width - 1.0, camera.height - 1.0] - pixels).min(axis=1)
+        inside = borders_px > tracks['radius'][rows] * px_per_m + _BORDER_PX
+        seen = np.isin(rows, seen_rows)
+        tracks['smallest_px'][rows[seen]] = np.fmin(tracks['smallest_px'][rows[seen]], sizes_px[seen])
+        large = sizes_px >= _SAME_SIZE * tracks['smallest_px'][rows]
+        missed = rows[inside & (cosines > 0.0) & large & ~seen]
+        tracks['misses'][missed] += 1
+        for row in missed.tolist():
+            self._entries[row] = None
 
-    def means(self) -> dict[str, Any]:
-        with np.errstate(invalid='ignore'):  # 0 / 0: not known in any view
-            means = {name: self._sums[name] / self._weights[name] for name in self._fields}
-        return {name: mean if mean.ndim else float(mean) for name, mean in means.items()}
+    def _entry(self, row: int) -> MapEntry:
+        known = self._entries[row]
+        if known is None:
+            known = self._entries[row] = self._make_entry(row)
+        return known
 
-    def _restart(self) -> None:
-        self.point_count = 0
-        self._best_weight = 0.0
-        self._sums: dict[str, Array] = dict.fromkeys(self._fields, np.zeros(()))
-        self._weights: dict[str, Array] = dict.fromkeys(self._fields, np.zeros(()))
+    def _make_entry(self, row: int) -> MapEntry:
+        tracks, rows = self._tracks, np.array([row])
+        sized, T_map_sized = self._sized[row]
+        area, major_axis, minor_axis = self._area.means(rows)[0].tolist()
+        volume, bound = self._volume.means(rows)[0].tolist()
+        (area_std, area_systematic), (depth_std, depth_systematic), (volume_std, volume_systematic) = (
+            tuple(float(part[0]) for part in fusion.stds(rows)) for fusion in (self._area, self._depth, self._volume)
+        )
+        volume_status = Status(int(self._volume.statuses(rows)[0]))
+        if volume_status in (Status.MEASURED, Status.SHAPE_PRIOR):
+            bound = volume + UPPER_95 * volume_std
+        measurement = dataclasses.replace(
+            self._filled[row],
+            area_status=Status(int(self._area.statuses(rows)[0])),
+            position=tracks['position'][row].copy(),
+            normal=tracks['normal'][row].copy(),
+            outline=sized.outline if T_map_sized is None else T_map_sized.apply(sized.outline),
+            area_m2=area,
+            area_std_m2=area_std,
+            area_systematic_std_m2=area_systematic,
+            equivalent_diameter_m=2.0 * math.sqrt(area / math.pi),
+            major_axis_m=major_axis,
+            minor_axis_m=minor_axis,
+            depth_max_m=float(self._depth.means(rows)[0, 0]),
+            depth_max_std_m=depth_std,
+            depth_max_systematic_std_m=depth_systematic,
+            volume_m3=volume,
+            volume_std_m3=volume_std,
+            volume_systematic_std_m3=volume_systematic,
+            volume_upper_bound_m3=bound,
+            position_std_m=float(self._place.stds(rows)[0][0]),
+            point_count=int(self._volume.points(rows)[0]),
+        )
+        observations, misses = int(tracks['observations'][row]), int(tracks['misses'][row])
+        return MapEntry(
+            row + 1,
+            int(tracks['class_id'][row]),
+            self._frame_ids[row],
+            measurement,
+            float(tracks['confidence'][row]) / (observations + misses),
+            observations,
+            int(tracks['first_stamp_ns'][row]),
+            int(tracks['last_stamp_ns'][row]),
+            misses,
+            self._closeups[row],
+        )
+
+
+class _Views:
+    """The airholes of one frame as arrays, a row each; in the camera's frame until moved."""
+
+    def __init__(self, defects: Sequence[Defect]) -> None:
+        found = [defect.measurement for defect in defects]
+
+        def column(name: str) -> Array:
+            return np.array([getattr(view, name) for view in found], np.float64)
+
+        self.class_ids = np.array([defect.class_id for defect in defects], np.int64)
+        self.confidences = np.array([defect.confidence for defect in defects], np.float64)
+        self.area_statuses = np.array([view.area_status for view in found], np.int64)
+        self.volume_statuses = np.array([view.volume_status for view in found], np.int64)
+        self.whole = self.area_statuses != Status.CUT_BY_BORDER
+        self.point_counts = np.array([view.point_count for view in found], np.int64)
+        self.position_stds = column('position_std_m')
+        self.areas = np.stack([column(name) for name in ('area_m2', 'major_axis_m', 'minor_axis_m')], axis=1)
+        self.area_stds, self.area_systematic_stds = column('area_std_m2'), column('area_systematic_std_m2')
+        self.depths = column('depth_max_m')[:, None]
+        self.depth_stds, self.depth_systematic_stds = column('depth_max_std_m'), column('depth_max_systematic_std_m')
+        self.volumes = np.stack([column(name) for name in ('volume_m3', 'volume_upper_bound_m3')], axis=1)
+        self.volume_stds, self.volume_systematic_stds = column('volume_std_m3'), column('volume_systematic_std_m3')
+        self.diameters = column('equivalent_diameter_m')
+        self._positions_camera = column('position').reshape(-1, 3)
+        self._normals_camera = column('normal').reshape(-1, 3)
+        self.radii = _radii_m(found, self._positions_camera)
+        self.positions, self.normals = self._positions_camera, self._normals_camera
+        # Along the ray the range decides, across it the rim: its deviation is that of the area over the perimeter.
+        rays = self._positions_camera / np.linalg.norm(self._positions_camera, axis=1, keepdims=True)
+        rim_stds = self.area_stds / (math.pi * self.diameters)
+        across = np.nan_to_num(rim_stds)[:, None, None] ** 2 * np.eye(3)
+        along = np.nan_to_num(self.position_stds)[:, None, None] ** 2 * rays[:, :, None] * rays[:, None, :]
+        self._covariances_camera = along + across
+        self.covariances = self._covariances_camera
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def move(self, T_map_camera: SE3) -> None:
+        """Into the map."""
+        rotation = T_map_camera.rotation
+        self.positions = T_map_camera.apply(self._positions_camera)
+        self.normals = self._normals_camera @ rotation.T
+        self.covariances = rotation @ self._covariances_camera @ rotation.T
+
+
+def _radii_m(views: Sequence[Measurement], positions: Array) -> Array:
+    """From each centre to the farthest known point of the rim, (n,)."""
+    counts = np.array([len(view.outline) for view in views], np.int64)
+    radii = np.zeros(len(views))
+    if counts.any():
+        offsets = np.concatenate([view.outline for view in views]) - np.repeat(positions, counts, axis=0)
+        starts = (np.cumsum(counts) - counts)[counts > 0]
+        radii[counts > 0] = np.sqrt(np.maximum.reduceat(np.einsum('ij,ij->i', offsets, offsets), starts))
+    return radii
+
+
+def _squared(offsets: Array, covariances: Array) -> Array:
+    """Squared Mahalanobis distances, (K,)."""
+    return np.asarray(np.einsum('ki,ki->k', offsets, np.linalg.solve(covariances, offsets[:, :, None])[:, :, 0]))
+
+
+def _size_cost(a: Array, b: Array) -> Array:
+    """0 for the same diameter, 1 for a factor of `_LARGEST_SIZE_RATIO`; 0 where one is unknown."""
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.asarray(np.nan_to_num(np.abs(np.log(a / b)) / math.log(_LARGEST_SIZE_RATIO), nan=0.0))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmml_ros.errors import CmmlError
 from cmml_ros.frame import Frame
+from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap, MapEntry
 from cmml_ros.nodes.publishers import InspectionPublishers
 from cmml_ros.stream.assembler import Assembler
@@ -98,7 +99,10 @@ class InspectionWorker:
         if frame.T_map_camera is None:
             ids = map_ids = list(range(len(inspection.defects)))
         else:
-            ids = self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+            make_closeup = CloseupMaker(frame).make
+            ids = self._map.add(
+                inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
+            )
             self.entries = tuple(self._map.entries)
             map_ids = [entry.defect_id for entry in self.entries]
             self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)

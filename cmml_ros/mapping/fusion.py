@@ -1,0 +1,126 @@
+"""Many views of many airholes, folded into one value each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_NO_STATUS = 127
+
+
+class Columns:
+    """Arrays of one length that grow together, a row per airhole."""
+
+    def __init__(self, **defaults: Any) -> None:
+        self._defaults = {name: np.asarray(default) for name, default in defaults.items()}
+        self._length = 0
+        self._arrays = {name: np.empty((0, *default.shape), default.dtype) for name, default in self._defaults.items()}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name][: self._length]
+
+    def extend(self, count: int) -> None:
+        """Add `count` rows of the defaults."""
+        capacity = len(next(iter(self._arrays.values())))
+        if self._length + count > capacity:
+            capacity = max(2 * capacity, self._length + count, 64)
+            for name, default in self._defaults.items():
+                grown = np.empty((capacity, *default.shape), default.dtype)
+                grown[: self._length] = self._arrays[name][: self._length]
+                self._arrays[name] = grown
+        for name, default in self._defaults.items():
+            self._arrays[name][self._length : self._length + count] = default
+        self._length += count
+
+
+class Fusion:
+    """Means of some quantities that come with one deviation, over the views of the best status seen so far.
+
+    Weights are information, `w = 1 / std**2`. The views' white parts are independent and average out, the systematic
+    parts (range bias, rim, shape) are the same in each view and do not, so the mean has the variance
+    `sum(w**2 white**2) / sum(w)**2 + (sum(w systematic) / sum(w))**2` (JCGM 100:2008, 5.2.2).
+    """
+
+    def __init__(self, width: int) -> None:
+        self._rows = Columns(
+            status=_NO_STATUS,
+            sums=np.zeros(width),
+            weights=np.zeros(width),
+            white=0.0,
+            systematic=0.0,
+            deviations=0.0,
+            points=0,
+            best_weight=0.0,
+        )
+
+    def extend(self, count: int) -> None:
+        """Add `count` airholes that no view has been seen of."""
+        self._rows.extend(count)
+
+    def add(
+        self,
+        rows: Integers,
+        status: Integers,
+        values: Array,
+        std: Array,
+        systematic_std: Array,
+        points: Integers | int = 0,
+    ) -> NDArray[np.bool_]:
+        """Fold one view into each of `rows`, all different; tells for which it is the best one so far.
+
+        The best one has the smallest deviation among those of the best status. values: (n, width), NaN where unknown.
+        std, systematic_std: (n,). points: range points in it.
+        """
+        known = self._rows
+        better = status < known['status'][rows]
+        for name in ('sums', 'weights', 'white', 'systematic', 'deviations', 'points', 'best_weight'):
+            known[name][rows[better]] = 0
+        known['status'][rows[better]] = status[better]
+        used = status == known['status'][rows]
+        rows, values, std, systematic_std = rows[used], values[used], std[used], systematic_std[used]
+        stated = np.isfinite(std) & (std > 0.0)
+        with np.errstate(divide='ignore'):
+            weight = np.where(stated, std**-2.0, 1.0)  # far below any real one: decides only among its like
+        systematic = np.where(np.isfinite(systematic_std), np.minimum(systematic_std, std), std)
+        white_variance = np.where(stated, std**2 - systematic**2, 0.0)
+        finite = np.isfinite(values)
+        known['sums'][rows] += np.where(finite, weight[:, None] * np.where(finite, values, 0.0), 0.0)
+        known['weights'][rows] += weight[:, None] * finite
+        known['white'][rows] += np.where(stated, weight**2 * white_variance, 0.0)
+        known['systematic'][rows] += np.where(stated, weight * systematic, 0.0)
+        known['deviations'][rows] += np.where(stated, weight, 0.0)
+        known['points'][rows] += np.broadcast_to(points, used.shape)[used]
+        best = np.zeros(len(used), np.bool_)
+        best[used] = weight > known['best_weight'][rows]
+        winners = rows[best[used]]
+        known['best_weight'][winners] = weight[best[used]]
+        return best
+
+    def means(self, rows: Integers) -> Array:
+        """(n, width), NaN where no view knows."""
+        with np.errstate(invalid='ignore'):
+            return np.asarray(self._rows['sums'][rows] / self._rows['weights'][rows])
+
+    def stds(self, rows: Integers) -> tuple[Array, Array]:
+        """Deviation of the mean and the systematic part of it, (n,) each; NaN where no view states one."""
+        with np.errstate(invalid='ignore'):
+            weight = self._rows['deviations'][rows]
+            systematic = self._rows['systematic'][rows] / weight
+            std = np.sqrt(self._rows['white'][rows] / weight**2 + systematic**2)
+        return std, systematic
+
+    def statuses(self, rows: Integers) -> Integers:
+        """Best status of each."""
+        return np.asarray(self._rows['status'][rows])
+
+    def points(self, rows: Integers) -> Integers:
+        """Range points of all views that count."""
+        return np.asarray(self._rows['points'][rows])
