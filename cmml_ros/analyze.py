@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cmml_ros.bag.reader import TRANSFORM_TYPE, BagMessage, BagReader, SensorTopics
+from cmml_ros.bag.reader import BagMessage, BagReader, SensorTopics
 from cmml_ros.config import InspectorConfig, flatten_config
 from cmml_ros.errors import BagError, CmmlError, ConfigError
 from cmml_ros.frame import Frame
@@ -108,7 +108,7 @@ class _Analysis:
         assembler = Assembler(self._config.sync, topics.image, topics.camera_info, topics.points or 'points')
         with tqdm(total=reader.count([topics.image]), unit='frame', disable=None, dynamic_ncols=True) as progress:
             try:
-                for message in reader.messages(_list_topics(reader, topics)):
+                for message in reader.sensor_messages(topics):
                     self._feed(assembler, topics, message)
                     for frame in assembler.take():
                         self._inspect(frame)
@@ -220,11 +220,6 @@ def _prepare_folder(out: Path) -> None:
             picture.unlink()
     except OSError as error:
         raise ConfigError(f'{out}: cannot be written ({error.strerror}); name another folder') from None
-
-
-def _list_topics(reader: BagReader, topics: SensorTopics) -> list[str]:
-    transforms = [topic for topic, type_name in reader.topics().items() if type_name == TRANSFORM_TYPE]
-    return [topics.image, topics.camera_info, *([topics.points] if topics.points else []), *transforms]
 
 
 def _save_picture(out: Path, inspection: Inspection) -> Picture:

@@ -40,6 +40,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_benchmark(commands)
     return parser
 
 
@@ -207,6 +208,34 @@ def _export(options: argparse.Namespace) -> None:
 
     export_onnx(options.model, options.out)
     print(options.out)
+
+
+def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'benchmark',
+        help='where the time goes on this machine',
+        description='Run a recording through the pipeline and print how long every stage of a frame takes.',
+    )
+    parser.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder or file')
+    parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
+    parser.add_argument(
+        '--repeats', type=int, default=1, metavar='N', help='how often the recording is gone through (default: 1)'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures here')
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    import json
+
+    from cmml_ros.config import InspectorConfig, load_config
+    from cmml_ros.evaluation.speed import measure_speed
+
+    config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
+    speed = measure_speed(options.bag, config, options.repeats)
+    print(speed.table())
+    if options.json:
+        options.json.write_text(json.dumps(speed.document(), indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

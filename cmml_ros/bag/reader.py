@@ -123,6 +123,13 @@ class BagReader:
             return SensorTopics(image, camera_info, None)
         return SensorTopics(image, camera_info, self.find_topic(POINTS_TYPES, points, '--points-topic'))
 
+    def sensor_messages(self, topics: SensorTopics) -> Iterator[BagMessage]:
+        """Messages of `topics` and all transforms, as `messages` gives them."""
+        transforms = [topic for topic, type_name in self.topics().items() if type_name == TRANSFORM_TYPE]
+        return self.messages(
+            [topic for topic in (topics.image, topics.camera_info, topics.points, *transforms) if topic]
+        )
+
     def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
         """Messages of `topics` in the order of their receive stamps (in a file without index: of writing).
 

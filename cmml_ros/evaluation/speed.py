@@ -1,0 +1,224 @@
+"""Where the time of a frame goes: a recording through the pipeline, every stage timed."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cmml_ros.bag.reader import BagMessage, BagReader, SensorTopics
+from cmml_ros.config import InspectorConfig
+from cmml_ros.errors import BagError, CmmlError
+from cmml_ros.frame import Frame
+from cmml_ros.inspector import Inspector
+from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.stream.assembler import Assembler
+
+# In the order of the pipeline; what `Inspection.timings_s` adds comes between them.
+_BEFORE, _AFTER = ('read', 'synchronize', 'convert'), ('map',)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Times of one recording.
+
+    stages_s: (frames,) wall time of each frame in each stage, in the order of the pipeline. frames_s: (frames,) the
+    same from message to map entry, without reading the bag; frames_cpu_s: (frames,) the CPU time of it, all threads.
+    recorded_s: between the first and the last image, plus one period. peak_memory_bytes: of this process so far.
+    """
+
+    model_id: str
+    stages_s: dict[str, NDArray[np.float64]]
+    frames_s: NDArray[np.float64]
+    frames_cpu_s: NDArray[np.float64]
+    recorded_s: float
+    peak_memory_bytes: int
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames a second, from the median."""
+        return 1.0 / float(np.median(self.frames_s))
+
+    @property
+    def tail_ratio(self) -> float:
+        """99th percentile over median."""
+        return float(np.percentile(self.frames_s, 99) / np.median(self.frames_s))
+
+    @property
+    def real_time_ratio(self) -> float:
+        """How many times as fast as it was recorded the bag is gone through, reading included."""
+        return self.recorded_s / float(self.frames_s.sum() + self.stages_s['read'].sum())
+
+    @property
+    def share_outside_network(self) -> float:
+        """Share of a frame spent outside the network."""
+        return 1.0 - float(self.stages_s['network'].sum() / self.frames_s.sum())
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON takes it; seconds."""
+        return {
+            'model_id': self.model_id,
+            'frames': len(self.frames_s),
+            'stages_s': {
+                name: {'median': float(np.median(times)), 'p99': float(np.percentile(times, 99))}
+                for name, times in self.stages_s.items()
+            },
+            'frame_s': {'median': float(np.median(self.frames_s)), 'p99': float(np.percentile(self.frames_s, 99))},
+            'frame_cpu_s': float(np.median(self.frames_cpu_s)),
+            'frames_per_s': self.frames_per_s,
+            'tail_ratio': self.tail_ratio,
+            'real_time_ratio': self.real_time_ratio,
+            'share_outside_network': self.share_outside_network,
+            'peak_memory_bytes': self.peak_memory_bytes,
+        }
+
+    def table(self) -> str:
+        """The same for people, in Markdown."""
+        median_s = float(np.median(self.frames_s))
+        lines = ['| stage | median | p99 | share |', '|---|---|---|---|']
+        for name, times in self.stages_s.items():
+            share = '' if name == 'read' else f'{times.sum() / self.frames_s.sum():.0%}'
+            lines.append(
+                f'| {name} | {_format_ms(np.median(times))} | {_format_ms(np.percentile(times, 99))} | {share} |'
+            )
+        p99 = _format_ms(np.percentile(self.frames_s, 99))
+        lines.append(
+            f'| whole frame | {_format_ms(median_s)} | {p99} | CPU {_format_ms(np.median(self.frames_cpu_s))} |'
+        )
+        lines += [
+            '',
+            f'{len(self.frames_s)} frames, {self.frames_per_s:.1f} a second; p99 is {self.tail_ratio:.1f} times the '
+            f'median; {self.real_time_ratio:.1f} times as fast as recorded; outside the network '
+            f'{self.share_outside_network:.0%}; peak memory {self.peak_memory_bytes * 1e-9:.2f} GB; {self.model_id}',
+        ]
+        return '\n'.join(lines)
+
+
+def measure_speed(bag: Path, config: InspectorConfig, repeats: int = 1) -> Speed:
+    """Times of `bag` through the pipeline, `repeats` times over, after one frame that is not counted.
+
+    Raises BagError when no frame comes out of the bag.
+    """
+    with BagReader(bag) as reader:
+        topics = reader.find_sensor_topics()
+        image_count = reader.count([topics.image])
+    inspector = Inspector(config)
+    run = _Run(config, topics, inspector)
+    with tqdm(total=image_count * repeats, unit='frame', disable=None, dynamic_ncols=True) as progress:
+        for _ in range(repeats):
+            run.start()
+            with BagReader(bag) as reader:
+                messages = reader.sensor_messages(topics)
+                while (message := run.read(messages)) is not None:
+                    run.feed(message)
+                    progress.update(message.topic == topics.image)
+                run.finish()
+    if not run.frames_s:
+        raise BagError(f'{bag}: no frame came out of it; "cmml analyze" tells why')
+    stamps_ns = sorted(run.stamps_ns)
+    span_s = (stamps_ns[-1] - stamps_ns[0]) * 1e-9
+    recorded_s = span_s * len(stamps_ns) / max(len(stamps_ns) - 1, 1) * repeats
+    return Speed(
+        model_id=inspector.model_id,
+        stages_s={name: np.array(times) for name, times in run.stages_s.items()},
+        frames_s=np.array(run.frames_s),
+        frames_cpu_s=np.array(run.frames_cpu_s),
+        recorded_s=recorded_s,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+class _Run:
+    """What grows while a recording goes through; what happens between two frames is counted to the later one."""
+
+    def __init__(self, config: InspectorConfig, topics: SensorTopics, inspector: Inspector) -> None:
+        self._config = config
+        self._topics = topics
+        self._inspector = inspector
+        self._warm = False
+        self._pending_s: defaultdict[str, float] = defaultdict(float)
+        self._cpu_s = 0.0
+        self.stages_s: dict[str, list[float]] = {}
+        self.frames_s: list[float] = []
+        self.frames_cpu_s: list[float] = []
+        self.stamps_ns: set[int] = set()
+
+    def start(self) -> None:
+        """Begin with the first message again."""
+        self._map = DefectMap(self._config.map, self._config.sync.map_frame)
+        points_topic = self._topics.points or 'points'
+        self._assembler = Assembler(self._config.sync, self._topics.image, self._topics.camera_info, points_topic)
+
+    def read(self, messages: Iterator[BagMessage]) -> BagMessage | None:
+        """The next message, or None at the end."""
+        with self._timed('read'):
+            try:
+                return next(messages, None)
+            except BagError:
+                return None  # damaged from here on
+
+    def feed(self, message: BagMessage) -> None:
+        """One message, and the frames that it completes."""
+        started_s = time.process_time()
+        with self._timed('synchronize'), suppress(CmmlError):  # one message is lost, as in the pipeline
+            self._add(message)
+        with self._timed('convert'):
+            frames = self._assembler.take()
+        self._cpu_s += time.process_time() - started_s
+        for frame in frames:
+            self._inspect(frame)
+
+    def finish(self) -> None:
+        """The frames that still wait."""
+        for frame in self._assembler.flush():
+            self._inspect(frame)
+
+    def _add(self, message: BagMessage) -> None:
+        if message.topic == self._topics.image:
+            self._assembler.add_image(message.message)
+        elif message.topic == self._topics.camera_info:
+            self._assembler.add_camera_info(message.message)
+        elif message.topic == self._topics.points:
+            self._assembler.add_cloud(message.message)
+        else:
+            self._assembler.add_transforms(message.message, static=message.topic.endswith('tf_static'))
+
+    def _inspect(self, frame: Frame) -> None:
+        if not self._warm:
+            self._inspector.inspect(frame)
+            self._warm = True
+        started_s = time.process_time()
+        inspection = self._inspector.inspect(frame)
+        for stage, seconds in inspection.timings_s.items():
+            self._pending_s[stage] += seconds
+        with self._timed('map'):
+            self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+        self.stamps_ns.add(frame.stamp_ns)
+        order = (*_BEFORE, *inspection.timings_s, *_AFTER)
+        for stage in order:
+            self.stages_s.setdefault(stage, []).append(self._pending_s[stage])
+        self.frames_s.append(sum(self._pending_s[stage] for stage in order if stage != 'read'))
+        self.frames_cpu_s.append(self._cpu_s + time.process_time() - started_s)
+        self._pending_s.clear()
+        self._cpu_s = 0.0
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._pending_s[stage] += time.perf_counter() - started_s
+
+
+def _format_ms(seconds: float | np.floating[Any]) -> str:
+    return f'{1e3 * seconds:.1f} ms'
