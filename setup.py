@@ -17,12 +17,13 @@ setup(
     description='Find airholes in concrete with a camera and a range sensor, and measure them with an uncertainty',
     license='Apache-2.0',
     python_requires='>=3.10',
-    packages=[*find_packages(include=['cmml_ros', 'cmml_ros.*']), 'cmml_ros.bag.msg'],
+    packages=[*find_packages(include=['cmml_ros', 'cmml_ros.*']), 'cmml_ros.bag.msg', 'cmml_ros.mapping.standards'],
     # The message definitions let recordings of our own topics be read where no ROS is.
-    package_dir={'cmml_ros.bag.msg': 'msg'},
+    package_dir={'cmml_ros.bag.msg': 'msg', 'cmml_ros.mapping.standards': 'config/grading'},
     package_data={
         'cmml_ros': ['py.typed'],
         'cmml_ros.bag.msg': ['*.msg'],
+        'cmml_ros.mapping.standards': ['*.yaml'],
         'cmml_ros.model': ['weights/*'],
         'cmml_ros.report': ['templates/*'],
     },

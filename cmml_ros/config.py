@@ -138,6 +138,15 @@ class MapConfig:
 
 
 @dataclass(frozen=True)
+class GradingConfig:
+    """From the map to verdicts."""
+
+    standards: str = setting('dbv_sichtbeton, aci_301', 'shipped standards, or .yaml files like config/grading/*.yaml')
+    step_m: float = setting(0.05, 'test areas slide over the surface by this', unit='m', low=0.01, high=1.0)
+    min_confidence: float = setting(0.5, 'less confident airholes are listed but not graded', low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
 class InspectorConfig:
     """The whole pipeline, one dataclass per stage."""
 
@@ -146,6 +155,7 @@ class InspectorConfig:
     surface: SurfaceConfig = field(default_factory=SurfaceConfig)
     measurement: MeasurementConfig = field(default_factory=MeasurementConfig)
     map: MapConfig = field(default_factory=MapConfig)
+    grading: GradingConfig = field(default_factory=GradingConfig)
 
 
 @dataclass(frozen=True)
