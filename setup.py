@@ -35,6 +35,7 @@ setup(
         'numpy>=1.26',
         'onnx>=1.17',
         'opencv-python-headless>=4.6',
+        'poselib>=2.0.2',
         'openvino>=2025.0',
         'pyyaml',
         'rosbags>=0.11',

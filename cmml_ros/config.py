@@ -79,6 +79,39 @@ class DetectionConfig:
 
 
 @dataclass(frozen=True)
+class RegistrationConfig:
+    """How camera and range sensor lie to each other."""
+
+    mode: str = setting(
+        'tf',
+        'the extrinsic from /tf as it is, corrected from the data, or found without it',
+        choices=('tf', 'refine', 'match'),
+    )
+    check_period_s: float = setting(
+        1.0, 'the extrinsic is checked against the data this often in mode tf; 0: never', unit='s', low=0.0, high=3600.0
+    )
+    rotation_std_deg: float = setting(
+        2.0, 'deviation of the rotation of the given extrinsic', unit='deg', low=0.01, high=30.0
+    )
+    translation_std_m: float = setting(
+        0.02, 'deviation of the translation of the given extrinsic', unit='m', low=0.0001, high=1.0
+    )
+    systematic_rotation_deg: float = setting(
+        0.1, 'deviation of a rotation found in the data that all frames share', unit='deg', low=0.0, high=10.0
+    )
+    systematic_translation_m: float = setting(
+        0.002, 'deviation of a translation found in the data that all frames share', unit='m', low=0.0, high=1.0
+    )
+    drift_rate_deg_h: float = setting(
+        0.2, 'deviation by which the true rotation wanders in an hour', unit='deg', low=0.0, high=100.0
+    )
+    drift_rate_m_h: float = setting(
+        0.002, 'deviation by which the true translation wanders in an hour', unit='m', low=0.0, high=10.0
+    )
+    frames_to_believe: int = setting(3, 'frames that must agree before a drift is believed', low=1, high=1000)
+
+
+@dataclass(frozen=True)
 class SurfaceConfig:
     """The undamaged surface around one airhole."""
 
@@ -152,6 +185,7 @@ class InspectorConfig:
 
     sync: SyncConfig = field(default_factory=SyncConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     surface: SurfaceConfig = field(default_factory=SurfaceConfig)
     measurement: MeasurementConfig = field(default_factory=MeasurementConfig)
     map: MapConfig = field(default_factory=MapConfig)

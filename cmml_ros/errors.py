@@ -38,3 +38,7 @@ class SceneError(CmmlError):
 
 class SurfaceError(CmmlError):
     """The points around an airhole do not define the surface it lies in."""
+
+
+class PoseError(CmmlError):
+    """Picture and points do not determine how their sensors lie to each other."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
+from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
 from cmml_ros.config import InspectorConfig
+from cmml_ros.errors import PoseError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
+from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image
+from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
 
 
@@ -17,27 +22,36 @@ from cmml_ros.model.runtime import Segmenter
 class Inspection:
     """What one frame told: its airholes, measured in the camera's optical frame.
 
-    timings_s: wall time per stage, seconds.
+    T_camera_lidar: the registration that the points were taken through, None when there is none. calibration: what is
+    known about the extrinsic by now. timings_s: wall time per stage, seconds.
     """
 
     frame: Frame
     defects: tuple[Defect, ...]
     model_id: str
     timings_s: dict[str, float]
+    T_camera_lidar: SE3 | None = None
+    calibration: CalibrationCheck = NOT_CHECKED
 
 
 class Inspector:
-    """Segments the picture, finds each airhole's points, measures it."""
+    """Registers the points with the picture, segments it, finds each airhole's points, measures it."""
 
     def __init__(self, config: InspectorConfig) -> None:
         self._config = config
         self._segmenter = Segmenter(config.detection)
+        self._registrar = Registrar(self._segmenter.network, config.registration)
+        self._monitor = CalibrationMonitor(config.registration)
+        self._calibration = NOT_CHECKED
+        self._checked_ns = -math.inf
         self.model_id = self._segmenter.model_id
 
     def inspect(self, frame: Frame) -> Inspection:
         """The airholes of `frame`; without points or without a transform they carry the reason instead of a size."""
         started = time.perf_counter()
-        projected, unknown = self._project(frame)
+        T_camera_lidar, reason = self._register(frame)
+        registered_at = time.perf_counter()
+        projected, unknown = _project(frame, T_camera_lidar, reason)
         projected_at = time.perf_counter()
         masks = self._segmenter.segment(frame.image, projected)
         segmented_at = time.perf_counter()
@@ -49,17 +63,63 @@ class Inspector:
         )
         measured_at = time.perf_counter()
         timings_s = {
-            'project': projected_at - started,
+            'match': registered_at - started,
+            'project': projected_at - registered_at,
             'network': segmented_at - projected_at,
             'measure': measured_at - segmented_at,
         }
-        return Inspection(frame, defects, self.model_id, timings_s)
+        return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, self._calibration)
 
-    @staticmethod
-    def _project(frame: Frame) -> tuple[ProjectedCloud | None, tuple[Status, str] | None]:
-        """The cloud as the camera sees it, or why there is none."""
+    def _register(self, frame: Frame) -> tuple[SE3 | None, str]:
+        """T_camera_lidar to take the points through, or None and why; the calibration is checked on the way."""
+        config, given = self._config.registration, frame.T_camera_lidar
         if frame.cloud is None:
-            return None, (Status.NO_POINTS, frame.transform_reason or 'no cloud came with this image')
-        if frame.T_camera_lidar is None:
-            return None, (Status.NO_TRANSFORM, frame.transform_reason)
-        return project_cloud(frame.cloud, frame.camera, frame.T_camera_lidar), None
+            return None, frame.transform_reason
+        if given is None and config.mode != 'match':
+            self._calibration = CalibrationCheck(CalibrationStatus.NO_TRANSFORM, frame.transform_reason)
+            return None, frame.transform_reason
+        if config.mode == 'tf' and not self._is_due(frame.stamp_ns):
+            return given, ''
+        try:
+            if config.mode == 'match':
+                found = self._registrar.match(frame.image, frame.camera, frame.cloud, given)
+            else:
+                assert given is not None
+                found = self._registrar.refine(frame.image, frame.camera, frame.cloud, given)
+        except PoseError as error:
+            self._calibration = CalibrationCheck(CalibrationStatus.DEGENERATE, str(error))
+            # A given extrinsic that could not be corrected is still the best there is.
+            return (None, str(error)) if config.mode == 'match' else (given, '')
+        self._calibration = self._judge(found, frame)
+        return (given if config.mode == 'tf' else found.T_camera_lidar), ''
+
+    def _is_due(self, stamp_ns: int) -> bool:
+        """Whether the extrinsic is to be checked against this frame in mode tf."""
+        period_s = self._config.registration.check_period_s
+        due = period_s > 0.0 and not 0.0 <= (stamp_ns - self._checked_ns) * 1e-9 < period_s
+        if due:
+            self._checked_ns = stamp_ns
+        return due
+
+    def _judge(self, found: Registration, frame: Frame) -> CalibrationCheck:
+        if found.correction is None or found.covariance is None:
+            return CalibrationCheck(
+                CalibrationStatus.NO_TRANSFORM,
+                frame.transform_reason,
+                match_count=found.match_count,
+                inlier_ratio=found.inlier_ratio,
+            )
+        return self._monitor.add(
+            found.correction, found.covariance, found.match_count, found.inlier_ratio, frame.stamp_ns
+        )
+
+
+def _project(
+    frame: Frame, T_camera_lidar: SE3 | None, reason: str
+) -> tuple[ProjectedCloud | None, tuple[Status, str] | None]:
+    """The cloud as the camera sees it, or why there is none."""
+    if frame.cloud is None:
+        return None, (Status.NO_POINTS, reason or 'no cloud came with this image')
+    if T_camera_lidar is None:
+        return None, (Status.NO_TRANSFORM, reason)
+    return project_cloud(frame.cloud, frame.camera, T_camera_lidar), None

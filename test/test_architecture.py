@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 FLOORS = (
     {'errors', 'version'},
     {'config', 'geometry', 'bag'},
-    {'frame', 'model', 'measurement', 'simulation'},
+    {'frame', 'calibration', 'model', 'measurement', 'simulation'},
     {'stream', 'inspector', 'mapping'},
     {'training', 'report', 'evaluation'},
     {'nodes', 'analyze'},

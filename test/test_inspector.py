@@ -68,7 +68,7 @@ def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
     volumes = [m.volume_m3 / hole.volume_m3 for hole, m in found if m.volume_status is Status.MEASURED]
     assert len(volumes) >= 3
     assert np.median(np.abs(np.array(volumes) - 1.0)) < 0.08
-    assert set(inspection.timings_s) == {'project', 'network', 'measure'}
+    assert set(inspection.timings_s) == {'match', 'project', 'network', 'measure'}
 
 
 def test_a_time_of_flight_lidar_scales_areas_and_measures_no_volume(inspector: Inspector):

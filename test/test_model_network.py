@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
-from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
+from cmml_ros.model.checkpoint import FORMAT, find_weights, load_network, save_weights
 from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.model.runtime import Segmenter, _merge_octaves
 
@@ -67,7 +67,7 @@ def test_foreign_files_are_refused(tmp_path: Path):
     save_file({'x': torch.zeros(1)}, path, metadata={'cmml_ros.format': '0', 'cmml_ros.size': 'small'})
     with pytest.raises(ModelError, match='format 0'):
         load_network(path)
-    save_file({'x': torch.zeros(1)}, path, metadata={'cmml_ros.format': '1', 'cmml_ros.size': 'small'})
+    save_file({'x': torch.zeros(1)}, path, metadata={'cmml_ros.format': FORMAT, 'cmml_ros.size': 'small'})
     with pytest.raises(ModelError, match='do not fit'):
         load_network(path)
 

@@ -14,7 +14,7 @@ from cmml_ros.errors import ModelError
 from cmml_ros.model.network import MultitaskNetwork
 
 # Raised whenever the network's layers, inputs or their meaning change.
-FORMAT = '1'
+FORMAT = '2'
 WEIGHTS_DIR = Path(__file__).parent / 'weights'
 
 

@@ -17,7 +17,7 @@ _RESIDUAL_SCALE_M = 1e-3
 _CELL_PX = 32
 _MEDIAN_CELLS = 9
 _MIN_POINTS = 50
-_MAX_FIT_POINTS = 20000
+_MAX_FIT_POINTS = 5000
 
 
 def range_features(
@@ -37,23 +37,34 @@ def range_features(
     if len(pixels) < _MIN_POINTS:
         return features
 
-    residuals_m = _residuals_behind_surface(pixels, depths_m, height, width)
+    residuals_m = residuals_behind_surface(pixels, depths_m, height, width)
     scatter_m = 1.4826 * float(np.median(np.abs(residuals_m)))
     compressed = np.arcsinh(residuals_m / _RESIDUAL_SCALE_M)
 
-    row = np.clip(np.rint(pixels[:, 1] / RANGE_STRIDE).astype(np.intp), 0, rows - 1)
-    column = np.clip(np.rint(pixels[:, 0] / RANGE_STRIDE).astype(np.intp), 0, columns - 1)
-    cell = row * columns + column
-    counts = np.bincount(cell, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
-    sums = np.bincount(cell, weights=compressed, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
-    values, support = _fill_gaps(sums, counts)
+    values, support = bin_points(pixels, compressed, height, width)
     features[0] = values
     features[1] = np.arcsinh(scatter_m / _RESIDUAL_SCALE_M) * (support > 0)
     features[2] = support
     return features
 
 
-def _residuals_behind_surface(
+def bin_points(
+    pixels: NDArray[np.float64], values: NDArray[np.float64], height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Means of `values`, (N,), per cell of 2x2 pixels, and support: 1 where a point fell, halved per level of filling.
+
+    Both (ceil(height / 2), ceil(width / 2)) float32; support 0 where no point is near.
+    """
+    rows, columns = -(-height // RANGE_STRIDE), -(-width // RANGE_STRIDE)
+    row = np.clip(np.rint(pixels[:, 1] / RANGE_STRIDE).astype(np.intp), 0, rows - 1)
+    column = np.clip(np.rint(pixels[:, 0] / RANGE_STRIDE).astype(np.intp), 0, columns - 1)
+    cell = row * columns + column
+    counts = np.bincount(cell, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
+    sums = np.bincount(cell, weights=values, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
+    return _fill_gaps(sums, counts)
+
+
+def residuals_behind_surface(
     pixels: NDArray[np.float64], depths_m: NDArray[np.float64], height: int, width: int
 ) -> NDArray[np.float64]:
     """Depth minus the depth of the smooth surface around, metres, positive behind it.
@@ -70,8 +81,11 @@ def _residuals_behind_surface(
     weights: NDArray[np.float64] = np.ones(len(fit_inverse))
     coefficients: NDArray[np.float64] = np.zeros(6)
     for _ in range(6):
-        root = np.sqrt(weights)[:, None]
-        coefficients = np.asarray(np.linalg.lstsq(fit_design * root, fit_inverse * root[:, 0], rcond=None)[0])
+        weighted = fit_design * weights[:, None]
+        # A grain of ridge: points on one line leave the quadratic open across it.
+        normal = weighted.T @ fit_design
+        normal.flat[::7] += 1e-9 * np.trace(normal)
+        coefficients = np.asarray(np.linalg.solve(normal, weighted.T @ fit_inverse), np.float64)
         error = fit_inverse - fit_design @ coefficients
         scale = 4.685 * 1.4826 * float(np.median(np.abs(error))) + 1e-12
         weights = np.square(np.clip(1.0 - np.square(error / scale), 0.0, None))  # Tukey's biweight

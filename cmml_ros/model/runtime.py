@@ -49,6 +49,11 @@ class Segmenter:
             else TorchEngine(self._network, device)
         )
 
+    @property
+    def network(self) -> MultitaskNetwork:
+        """The network, ready to run: what finds the airholes also matches pixels to points."""
+        return self._network
+
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
         mask, rim = self.probabilities(image, projected)

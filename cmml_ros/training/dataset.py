@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from cmml_ros.config import setting
 from cmml_ros.errors import ConfigError
+from cmml_ros.model.point_encoder import point_features
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
 from cmml_ros.simulation.response import compose, draw_response
 from cmml_ros.training.views import TrainingView, load_view
@@ -67,7 +68,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         self._config = config
         self._views = list(views)
         self._pictures = [picture for folder in backgrounds for picture in load_pictures(folder)]
-        self._seed = seed
+        self.seed = seed
+        self.crop_px = config.crop_px
         self._length = length
 
     def __len__(self) -> int:
@@ -76,23 +78,11 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """image (3, S, S), range maps (3, S / 2, S / 2), coverage, rim and weight (S, S), all float32."""
         cv2.setNumThreads(1)
-        rng = np.random.default_rng((self._seed, index))
+        rng = np.random.default_rng((self.seed, index))
         config = self._config
         side = config.crop_px + 2 * config.context_px
-        patch = _cut(self._any_view(rng), side, rng)
+        patch = self.draw(side, rng)
         albedo, shading, coverage, ids, depth_m = patch.albedo, patch.shading, patch.coverage, patch.ids, patch.depth_m
-        chance = rng.random()
-        if self._pictures and chance < config.real_share:
-            albedo = _cut_picture(self._pictures[rng.integers(len(self._pictures))], side, rng)
-        elif chance < config.real_share + config.foreign_share:
-            albedo = _cut(self._any_view(rng), side, rng).albedo
-        if rng.random() < config.rough_share:
-            albedo = _roughen(albedo, rng)
-        if rng.random() < config.empty_share:
-            shading, coverage = np.ones_like(shading), np.zeros_like(coverage)
-            ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
-        else:
-            shading = _deepen(shading, coverage, rng)
         if rng.random() < config.enlarge_share:
             # The same picture from farther away of a larger wall: no depth is too large for an airhole.
             depth_m = depth_m * np.float32(np.exp(rng.uniform(0.0, np.log(6.0))))
@@ -111,6 +101,25 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             torch.from_numpy(np.ascontiguousarray(weight[inner, inner])),
         )
 
+    def draw(self, side: int, rng: np.random.Generator) -> _Patch:
+        """A square of some view, its holes on this or that concrete."""
+        config = self._config
+        patch = _cut(self._any_view(rng), side, rng)
+        albedo, shading, coverage, ids, depth_m = patch.albedo, patch.shading, patch.coverage, patch.ids, patch.depth_m
+        chance = rng.random()
+        if self._pictures and chance < config.real_share:
+            albedo = _cut_picture(self._pictures[rng.integers(len(self._pictures))], side, rng)
+        elif chance < config.real_share + config.foreign_share:
+            albedo = _cut(self._any_view(rng), side, rng).albedo
+        if rng.random() < config.rough_share:
+            albedo = _roughen(albedo, rng)
+        if rng.random() < config.empty_share:
+            shading, coverage = np.ones_like(shading), np.zeros_like(coverage)
+            ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
+        else:
+            shading = _deepen(shading, coverage, rng)
+        return _Patch(shading, albedo, coverage, ids, depth_m)
+
     def _any_view(self, rng: np.random.Generator) -> TrainingView:
         return load_view(self._views[rng.integers(len(self._views))])
 
@@ -120,10 +129,10 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         if chance < self._config.range_drop_share:
             return np.zeros((RANGE_CHANNELS, height // RANGE_STRIDE, width // RANGE_STRIDE), np.float32)
         if chance < self._config.range_drop_share + self._config.lidar_share:
-            pixels, depths_m = _lidar_returns(depth_m, rng)
+            returns = _lidar_returns(depth_m, albedo, rng)
         else:
-            pixels, depths_m = _depth_camera_returns(depth_m, coverage, albedo, rng)
-        return range_features(pixels, depths_m, height, width)
+            returns = _depth_camera_returns(depth_m, coverage, albedo, rng)
+        return range_features(returns.pixels, returns.depths_m, height, width)
 
 
 def load_pictures(folder: Path) -> list[NDArray[np.uint8]]:
@@ -230,10 +239,17 @@ def _flat_depth(depth_m: Floats) -> Floats:
     return np.asarray(1.0 / (design @ coefficients), np.float32)
 
 
-def _depth_camera_returns(
-    depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pixels and noisy depths as of a stereo or structured-light camera, with its faults."""
+@dataclass(frozen=True)
+class _Returns:
+    """What a range sensor sends: pixels (N, 2) to which it thinks its points project, depths and intensities (N,)."""
+
+    pixels: NDArray[np.float64]
+    depths_m: NDArray[np.float64]
+    intensity: Floats
+
+
+def _depth_camera_returns(depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator) -> _Returns:
+    """Returns as of a stereo or structured-light camera, with its faults."""
     height, width = depth_m.shape
     spacing = float(np.exp(rng.uniform(np.log(1.2), np.log(6.0))))
     rows = np.arange(rng.random() * spacing, height - 1, spacing)
@@ -262,17 +278,115 @@ def _depth_camera_returns(
     shift = rng.normal(0.0, 0.7, 2)  # what is left of the calibration
     pixels = np.stack([u, v], axis=1) + shift
     inside = (pixels >= 0).all(axis=1) & (pixels[:, 0] <= width - 1) & (pixels[:, 1] <= height - 1) & keep
-    return pixels[inside], depths[inside]
+    intensity = _intensities(depth_m, coverage, albedo, 0.0, rng)[at_row, at_column]
+    return _Returns(pixels[inside], depths[inside], _receive(intensity[inside], rng))
 
 
-def _lidar_returns(depth_m: Floats, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pixels and depths as of a time-of-flight LiDAR: sparse lines, centimetres of noise."""
+def _intensities(
+    depth_m: Floats, coverage: Floats, albedo: Floats, footprint_px: float, rng: np.random.Generator
+) -> Floats:
+    """What the range sensor's own light brings back, (H, W): reflectance in another colour, less of steep surfaces."""
+    slope = np.hypot(cv2.Sobel(depth_m, cv2.CV_32F, 1, 0), cv2.Sobel(depth_m, cv2.CV_32F, 0, 1)) / 8.0
+    cosine = 1.0 / np.sqrt(1.0 + (slope / max(rng.uniform(1e-4, 1e-3), 1e-6)) ** 2)
+    colours = rng.dirichlet([0.5, 0.5, 2.0]).astype(np.float32)  # mostly red, the nearest to infrared
+    signal = (albedo @ colours) ** np.float32(np.exp(rng.normal(0.0, 0.25))) * cosine.astype(np.float32)
+    # Dirt and the light that goes astray in a cavity.
+    signal *= 1.0 - coverage * np.float32(rng.uniform(-0.3, 0.7))
+    if footprint_px > 0.3:
+        signal = np.asarray(cv2.GaussianBlur(signal, (0, 0), footprint_px))
+    return np.asarray(signal, np.float32)
+
+
+def _receive(signal: Floats, rng: np.random.Generator) -> Floats:
+    noise = float(np.exp(rng.uniform(np.log(0.003), np.log(0.08))))
+    received = signal * (1.0 + noise * rng.standard_normal(signal.shape))
+    if rng.random() < 0.3:  # bytes
+        received = np.round(received * 255.0 * rng.uniform(0.5, 2.0))
+    return np.asarray(np.maximum(received, 0.0), np.float32)
+
+
+def _lidar_returns(depth_m: Floats, albedo: Floats, rng: np.random.Generator) -> _Returns:
+    """Returns as of a time-of-flight LiDAR: sparse, centimetres of noise, a wide beam."""
     height, width = depth_m.shape
-    rows = np.arange(rng.uniform(0.0, 20.0), height - 1, rng.uniform(3.0, 25.0))
-    columns = np.arange(rng.uniform(0.0, 5.0), width - 1, rng.uniform(1.5, 8.0))
-    v, u = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing='ij'))
-    v = np.clip(v + rng.normal(0.0, 1.0) + rng.normal(0.0, 0.3, v.shape), 0, height - 1)
-    depths = depth_m[np.rint(v).astype(np.intp), np.rint(u).astype(np.intp)].astype(np.float64)
+    if rng.random() < 0.5:  # rings
+        rows = np.arange(rng.uniform(0.0, 20.0), height - 1, rng.uniform(3.0, 25.0))
+        columns = np.arange(rng.uniform(0.0, 5.0), width - 1, rng.uniform(1.5, 8.0))
+        v, u = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing='ij'))
+        v = np.clip(v + rng.normal(0.0, 1.0) + rng.normal(0.0, 0.3, v.shape), 0, height - 1)
+    else:  # a pattern that never repeats
+        count = int(height * width / np.exp(rng.uniform(np.log(4.0), np.log(60.0))))
+        u, v = rng.uniform(0.0, width - 1, count), rng.uniform(0.0, height - 1, count)
+    at_row, at_column = np.rint(v).astype(np.intp), np.rint(u).astype(np.intp)
+    depths = depth_m[at_row, at_column].astype(np.float64)
     depths += rng.normal(0.0, rng.uniform(0.004, 0.03), depths.shape) + rng.normal(0.0, 0.005)
     keep = rng.random(depths.shape) > rng.uniform(0.0, 0.3)
-    return np.stack([u, v], axis=1)[keep], np.maximum(depths, 0.05)[keep]
+    footprint_px = float(rng.uniform(0.5, 5.0))
+    intensity = _intensities(depth_m, np.zeros_like(depth_m), albedo, footprint_px, rng)[at_row, at_column]
+    pixels = np.stack([u, v], axis=1)
+    return _Returns(pixels[keep], np.maximum(depths, 0.05)[keep], _receive(intensity[keep], rng))
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """How pairs of a picture and of points laid on a wrong view of it are made."""
+
+    context_px: int = setting(56, 'margin from which points come into view', unit='px', low=0, high=512)
+    batch_size: int = setting(4, 'pairs a step', low=1, high=4096)
+    shift_px: float = setting(72.0, 'largest shift of the points', unit='px', low=0.0, high=1000.0)
+    rotation_deg: float = setting(10.0, 'deviation of the rotation of the points', unit='deg', low=0.0, high=90.0)
+    scale: float = setting(0.08, 'deviation of the logarithm of their scale', low=0.0, high=1.0)
+    lidar_share: float = setting(0.4, 'pairs with points of a time-of-flight LiDAR', low=0.0, high=1.0)
+    no_intensity_share: float = setting(0.1, 'pairs without intensity', low=0.0, high=1.0)
+
+
+class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Pair number i of a run: picture, point maps and where each place of the maps is in the picture."""
+
+    def __init__(self, config: MatchConfig, crops: CropDataset, length: int) -> None:
+        """crops: the run's crops, whose views and backgrounds are used."""
+        self._config = config
+        self._crops = crops
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """image (3, S, S), point maps (5, S / 2, S / 2), T_image_maps (3, 3): homogeneous pixels, all float32."""
+        cv2.setNumThreads(1)
+        config = self._config
+        rng = np.random.default_rng((self._crops.seed, index, 1))
+        crop_px = self._crops.crop_px
+        side = crop_px + 2 * config.context_px
+        patch = self._crops.draw(side, rng)
+        image = compose(patch.shading, patch.albedo, draw_response(rng), rng)
+        if rng.random() < config.lidar_share:
+            returns = _lidar_returns(patch.depth_m, patch.albedo, rng)
+        else:
+            returns = _depth_camera_returns(patch.depth_m, patch.coverage, patch.albedo, rng)
+        T_image_maps = _draw_misalignment(config, crop_px, rng)
+        pixels = returns.pixels - config.context_px
+        homogeneous = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(T_image_maps).T
+        pixels = homogeneous[:, :2] / homogeneous[:, 2:]
+        seen = (pixels >= 0.0).all(axis=1) & (pixels <= crop_px - 1.0).all(axis=1)
+        intensity = None if rng.random() < config.no_intensity_share else returns.intensity[seen]
+        maps = point_features(pixels[seen], returns.depths_m[seen], intensity, crop_px, crop_px)
+        inner = slice(config.context_px, side - config.context_px)
+        return (
+            torch.from_numpy(image[inner, inner].astype(np.float32).transpose(2, 0, 1) / 255.0),
+            torch.from_numpy(maps),
+            torch.from_numpy(T_image_maps.astype(np.float32)),
+        )
+
+
+def _draw_misalignment(config: MatchConfig, crop_px: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """T_image_maps (3, 3): what a wrong pose of the sensor does to pixels of a wall, turned about the middle."""
+    angle = np.radians(rng.normal(0.0, config.rotation_deg))
+    scale = np.exp(rng.normal(0.0, config.scale))
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    shift = rng.uniform(-config.shift_px, config.shift_px, 2)
+    tilt = rng.normal(0.0, 0.05, 2) / crop_px
+    middle = 0.5 * (crop_px - 1)
+    centred = np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]], [tilt[0], tilt[1], 1.0]])
+    to_middle = np.array([[1.0, 0.0, -middle], [0.0, 1.0, -middle], [0.0, 0.0, 1.0]])
+    return np.asarray(np.linalg.inv(to_middle) @ centred @ to_middle)

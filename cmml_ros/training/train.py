@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from cmml_ros.config import flatten_config, load_config, setting
 from cmml_ros.errors import ModelError
-from cmml_ros.model.checkpoint import save_weights
+from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
 from cmml_ros.model.network import SIZE_CHANNELS, MultitaskNetwork
-from cmml_ros.training.dataset import CropDataset, DataConfig
-from cmml_ros.training.losses import segmentation_loss
+from cmml_ros.training.dataset import CropDataset, DataConfig, MatchConfig, PairDataset
+from cmml_ros.training.losses import matching_loss, segmentation_loss
 from cmml_ros.training.views import ViewConfig, prepare_views
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ class TrainConfig:
 
     views: ViewConfig = field(default_factory=ViewConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
     size: str = setting('small', 'size of the network', choices=tuple(SIZE_CHANNELS))
+    start_from: str = setting('', 'weights to go on from, by name or path; empty: random ones')
     seed: int = setting(1, 'seed of weights, views and crops', low=0, high=2**31 - 1)
     steps: int = setting(20000, 'optimiser steps', low=1, high=10**8)
     batch_size: int = setting(8, 'crops a step', low=1, high=4096)
@@ -52,9 +54,15 @@ class _Run:
         torch.manual_seed(config.seed)
         self.config = config
         self.step = 0
-        self.network = MultitaskNetwork(config.size).to(device)
+        self.network = _start(config).to(device)
+        # How uncertain each task is (segmentation, coarse and fine matching): logarithms of the variances.
+        self.task_uncertainty = torch.nn.Parameter(torch.zeros(3, device=device))
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            [
+                {'params': list(self.network.parameters()), 'weight_decay': config.weight_decay},
+                {'params': [self.task_uncertainty], 'weight_decay': 0.0},
+            ],
+            lr=config.learning_rate,
         )
         self.average = torch.optim.swa_utils.AveragedModel(
             self.network,
@@ -62,22 +70,37 @@ class _Run:
             use_buffers=True,
         )
 
-    def advance(self, batch: Sequence[Tensor]) -> float:
-        """One optimiser step; the loss before it."""
+    def advance(self, batch: Sequence[Tensor]) -> tuple[float, ...]:
+        """One optimiser step; the losses of segmentation, coarse and fine matching before it."""
         for group in self.optimizer.param_groups:
             group['lr'] = _learning_rate(self.config, self.step)
-        image, range_maps, coverage, rim, weight = batch
-        loss = segmentation_loss(self.network(image, range_maps), coverage, rim, weight)
+        # What is drawn in the losses depends on the step alone, so that a resumed run draws the same.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        image, range_maps, coverage, rim, weight, picture, point_maps, T_image_maps = batch
+        network, crops = self.network, len(image)
+        # One pass for both, so that batch normalisation sees pictures with and without range alike.
+        no_range = range_maps.new_zeros(len(picture), *range_maps.shape[1:])
+        pyramid = network.encode(torch.cat([image, picture]), torch.cat([range_maps, no_range]))
+        logits = network.segmentation_head([level[:crops] for level in pyramid])
+        descriptors = network.describe([level[crops:] for level in pyramid], point_maps)
+        losses = torch.stack(
+            [
+                segmentation_loss(logits, coverage, rim, weight),
+                *matching_loss(network.matching_head, descriptors, point_maps, T_image_maps),
+            ]
+        )
+        # Kendall, Gal and Cipolla, CVPR 2018: what a task is weighted by is learnt.
+        loss = (losses * torch.exp(-self.task_uncertainty) + self.task_uncertainty).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        values = tuple(losses.detach().tolist())
+        if not math.isfinite(sum(values)):
             raise ModelError(f'loss is not finite at step {self.step}; lower learning_rate')
         self.step += 1
-        return value
+        return values
 
     def save(self, path: Path) -> None:
         state = {
@@ -85,6 +108,7 @@ class _Run:
             'step': self.step,
             'network': self.network.state_dict(),
             'average': self.average.state_dict(),
+            'task_uncertainty': self.task_uncertainty.detach(),
             'optimizer': self.optimizer.state_dict(),
         }
         # Written beside and renamed: a run killed while it saves keeps the checkpoint before.
@@ -103,6 +127,8 @@ class _Run:
             )
         self.network.load_state_dict(state['network'])
         self.average.load_state_dict(state['average'])
+        with torch.no_grad():
+            self.task_uncertainty.copy_(state['task_uncertainty'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.step = int(state['step'])
 
@@ -132,23 +158,28 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = ()) -> Pat
         run.resume(checkpoint, device)
         log.info('going on from step %d', run.step)
 
-    dataset = CropDataset(config.data, views, backgrounds, config.seed, config.steps * config.batch_size)
-    remaining = Subset(dataset, range(run.step * config.batch_size, len(dataset)))
-    loader = DataLoader(remaining, config.batch_size, num_workers=config.workers)
+    dataset = _StepDataset(config, views, backgrounds)
+    loader = DataLoader(
+        Subset(dataset, range(run.step, config.steps)),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=2 if config.workers else None,
+    )
     run.network.train()
     saved_at = time.monotonic()
-    loss = math.nan
+    smooth: list[float] = []
     with (
         (out / 'losses.jsonl').open('a', encoding='utf-8') as journal,
         tqdm(total=config.steps, initial=run.step, unit='step', dynamic_ncols=True) as bar,
     ):
         for batch in loader:
-            value = run.advance([tensor.to(device) for tensor in batch])
-            loss = value if math.isnan(loss) else 0.99 * loss + 0.01 * value
+            values = run.advance([tensor.to(device) for tensor in batch])
+            smooth = [0.98 * old + 0.02 * new for old, new in zip(smooth or values, values, strict=True)]
+            named = dict(zip(('segmentation', 'coarse', 'fine'), smooth, strict=True))
             bar.update()
-            bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
-            if run.step % 100 == 0:
-                journal.write(json.dumps({'step': run.step, 'loss': loss}) + '\n')
+            bar.set_postfix({name: f'{value:.3f}' for name, value in named.items()}, refresh=False)
+            if run.step % 50 == 0:
+                journal.write(json.dumps({'step': run.step, **named}) + '\n')
                 journal.flush()
             if time.monotonic() - saved_at >= config.checkpoint_every_s:
                 run.save(checkpoint)
@@ -157,6 +188,37 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = ()) -> Pat
     run.save(checkpoint)
     run.export(weights)
     return weights
+
+
+class _StepDataset(Dataset[list[Tensor]]):
+    """All that step i of a run learns from, a function of (seed, i) alone: crops to segment, then pairs to match."""
+
+    def __init__(self, config: TrainConfig, views: Sequence[Path], backgrounds: Sequence[Path]) -> None:
+        self._config = config
+        crops, pairs = config.steps * config.batch_size, config.steps * config.match.batch_size
+        self._crops = CropDataset(config.data, views, backgrounds, config.seed, crops)
+        self._pairs = PairDataset(config.match, self._crops, pairs)
+
+    def __len__(self) -> int:
+        return self._config.steps
+
+    def __getitem__(self, step: int) -> list[Tensor]:
+        """Batches of the eight tensors that `_Run.advance` takes."""
+        parts = [(self._crops, self._config.batch_size), (self._pairs, self._config.match.batch_size)]
+        return [
+            torch.stack(tensors)
+            for dataset, size in parts
+            for tensors in zip(*(dataset[step * size + i] for i in range(size)), strict=True)
+        ]
+
+
+def _start(config: TrainConfig) -> MultitaskNetwork:
+    if not config.start_from:
+        return MultitaskNetwork(config.size)
+    network, _ = load_network(find_weights(config.start_from))
+    if network.size != config.size:
+        raise ModelError(f'start_from: weights of size "{network.size}", but size is "{config.size}"')
+    return network
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
