@@ -46,6 +46,11 @@ class Inspector:
         self._checked_ns = -math.inf
         self.model_id = self._segmenter.model_id
 
+    @property
+    def device(self) -> str:
+        """Where the network runs: cpu or cuda."""
+        return self._segmenter.device
+
     def inspect(self, frame: Frame) -> Inspection:
         """The airholes of `frame`; without points or without a transform they carry the reason instead of a size."""
         started = time.perf_counter()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import rclpy
 from cmml_ros.msg import DefectArray
+from cmml_ros.srv import SaveReport
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is wel
 
 class ThresholdSegmenter:
     model_id = 'threshold'
+    device = 'cpu'
 
     def __init__(self, *_: object) -> None:
         pass
@@ -117,6 +119,7 @@ class Robot(Node):
         ):
             self.create_subscription(message_type, topic, self.received[name].append, qos)
         self.reset = self.create_client(Trigger, 'inspection_node/reset')
+        self.save_report = self.create_client(SaveReport, 'inspection_node/save_report')
 
     def mount(self) -> None:
         self.tf_static.publish(make_edge(START_NS, 'camera', 'lidar'))

@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from cmml_ros.nodes.inputs import InputStatistics
+from cmml_ros.nodes.run_statistics import RunStatistics
 
 if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
     from cmml_ros.inspector import Inspection
@@ -76,15 +77,16 @@ def make_input_status(
 
 
 def make_pipeline_status(
-    inspection: Inspection | None, results: int, age_s: float, counts: Mapping[str, int], problem: str | None
+    run: RunStatistics, counts: Mapping[str, int], device: str, problem: str | None
 ) -> DiagnosticStatus:
     """The pipeline: times of the latest frame, drops by reason. problem: what keeps results from coming."""
-    values: dict[str, object] = {'results': results, **dict(sorted(counts.items()))}
-    if inspection is not None:
-        values['model'] = inspection.model_id
-        values['sync_offset_s'] = f'{inspection.frame.sync_offset_s:.4f}'
-        values['result_age_s'] = f'{age_s:.3f}'
-        values.update({f'{stage}_time_s': f'{time_s:.3f}' for stage, time_s in inspection.timings_s.items()})
+    values: dict[str, object] = {'results': run.results, 'device': device, **dict(sorted(counts.items()))}
+    latest = run.latest
+    if latest is not None:
+        values['model'] = latest.model_id
+        values['sync_offset_s'] = f'{latest.frame.sync_offset_s:.4f}'
+        values['result_age_s'] = f'{run.latest_age_s:.3f}'
+        values.update({f'{stage}_time_s': f'{time_s:.3f}' for stage, time_s in latest.timings_s.items()})
     return make_status('pipeline', OK if problem is None else WARN, problem or 'inspecting', values)
 
 

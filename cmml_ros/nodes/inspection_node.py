@@ -5,12 +5,14 @@ Callbacks only put messages into the Assembler; one worker thread takes the newe
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.timer import Timer
 from std_srvs.srv import Trigger
@@ -18,7 +20,7 @@ from std_srvs.srv import Trigger
 from cmml_ros.config import InspectorConfig
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
-from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.defect_map import DefectMap, MapEntry
 from cmml_ros.nodes.diagnostics import (
     DiagnosticsPublisher,
     make_input_status,
@@ -30,7 +32,10 @@ from cmml_ros.nodes.managed import ManagedNode
 from cmml_ros.nodes.parameters import declare_config
 from cmml_ros.nodes.process import run_node
 from cmml_ros.nodes.publishers import InspectionPublishers
+from cmml_ros.nodes.report_service import ReportService, default_root
+from cmml_ros.nodes.run_statistics import RunStatistics
 from cmml_ros.nodes.worker import InspectionWorker
+from cmml_ros.report.summary import Summary
 from cmml_ros.stream.assembler import Assembler
 
 if TYPE_CHECKING:
@@ -50,6 +55,10 @@ class InspectionNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__('inspection_node')
+        about = ParameterDescriptor(
+            description='~/save_report writes below this folder only; empty: ~/.ros/cmml_ros', read_only=True
+        )
+        self._report_root = Path(self.declare_parameter('report_dir', '', about).value or default_root())
         self._config = declare_config(self, InspectorConfig)
         self._topics = {name: self.resolve_topic_name(name) for name in INPUT_NAMES}
         self._inspector: Inspector | None = None
@@ -67,9 +76,10 @@ class InspectionNode(ManagedNode):
         self._map = DefectMap(self._config.map, self._config.sync.map_frame)
         self._outputs = InspectionPublishers(self, self._config.sync.map_frame)
         self._diagnostics = DiagnosticsPublisher(self)
-        self._results, self._latest_age_s = 0, math.nan
-        self._latest: Inspection | None = None
+        self._run = RunStatistics()
+        self._assembler = Assembler(self._config.sync)
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
+        self._report_service = ReportService(self, self._report_root, self._snapshot)
         self.get_logger().info(f'{self._inspector.model_id} is loaded')
 
     def activate(self) -> None:
@@ -87,7 +97,7 @@ class InspectionNode(ManagedNode):
         )
         self._inputs = SensorInputs(self, self._topics, self._assembler, self._worker.wake)
         self._problem: str | None = None
-        self._results_reported = self._results
+        self._results_reported = self._run.results
         self._diagnosed_s = time.monotonic()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
         self._timers = [
@@ -112,12 +122,19 @@ class InspectionNode(ManagedNode):
         if self._inspector is not None:
             self._inspector = None
             self.destroy_service(self._reset_service)
+            self._report_service.destroy()
             self._outputs.destroy()
             self._diagnostics.destroy()
 
     def _on_result(self, inspection: Inspection) -> None:
         age_ns = self.get_clock().now().nanoseconds - inspection.frame.stamp_ns
-        self._results, self._latest, self._latest_age_s = self._results + 1, inspection, age_ns * 1e-9
+        self._run.add(inspection, age_ns * 1e-9)
+
+    def _snapshot(self) -> tuple[Sequence[MapEntry], Summary]:
+        """The map and the facts for a report, in the thread that writes it."""
+        entries = self._map.entries if self._worker is None else self._worker.entries
+        model_id, counts = self._inspector.model_id, self._assembler.counts
+        return entries, self._run.summary(self._topics, self._config, counts, model_id, len(entries))
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._worker is None:
@@ -136,15 +153,15 @@ class InspectionNode(ManagedNode):
             reasons = [] if statistics.recent else self._inputs.explain(name)
             statuses.append(make_input_status(name, self._topics[name], statistics, elapsed_s, reasons))
             statistics.recent = 0
-        counts = self._assembler.counts
-        statuses.append(make_pipeline_status(self._latest, self._results, self._latest_age_s, counts, self._problem))
-        statuses.append(make_transform_status(self._latest))
+        device = self._inspector.device
+        statuses.append(make_pipeline_status(self._run, self._assembler.counts, device, self._problem))
+        statuses.append(make_transform_status(self._run.latest))
         self._diagnostics.publish(statuses)
 
     def _report_silence(self) -> None:
         """One line when the last period brought no result: what is missing, and the likely cause."""
         self._problem = self._assembler.problem()
-        results, self._results_reported = self._results_reported, self._results
+        results, self._results_reported = self._results_reported, self._run.results
         if results == self._results_reported:
             causes = [self._problem, *self._inputs.explain_missing()]
             text = '; '.join(filter(None, causes)) or 'all inputs arrive, the frame in work is not finished'
