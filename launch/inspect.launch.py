@@ -1,12 +1,24 @@
 """Live inspection: inspection_node, and on demand recorder_node and RViz."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.action import Action
+from launch.actions import (
+    DeclareLaunchArgument,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+    TimerAction,
+)
 from launch.conditions import IfCondition
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration, PathJoinSubstitution
+from launch.event_handlers import OnProcessExit
+from launch.events.process import ProcessExited
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
 TRUE_FALSE = ['true', 'false']
 # Settings of params_file that have an argument of their own; an empty argument leaves the file's value.
@@ -14,8 +26,24 @@ OVERRIDES = {'map_frame': 'sync.map_frame', 'device': 'detection.device', 'model
 OUTPUTS = ('inspection_node/markers', 'inspection_node/overlay')
 
 
-def in_package(*parts: str) -> PathJoinSubstitution:
-    return PathJoinSubstitution([FindPackageShare('cmml_ros'), *parts])
+RESTART_DELAY_S = 1.0
+REFUSED = 1  # exit code of a node that cannot start, which would not get better by trying again
+
+
+def in_package(*parts: str) -> str:
+    return str(Path(get_package_share_directory('cmml_ros'), *parts))
+
+
+def keep_running(make_node: Callable[[], Node]) -> list[Action]:
+    """The node, and another one in its place whenever it dies."""
+
+    def on_exit(event: ProcessExited, context: LaunchContext) -> list[Action]:
+        if context.is_shutdown or event.returncode in (0, REFUSED):
+            return []
+        return [TimerAction(period=RESTART_DELAY_S, actions=keep_running(make_node))]
+
+    node = make_node()
+    return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=on_exit)), node]
 
 
 def declare_arguments() -> list[DeclareLaunchArgument]:
@@ -24,7 +52,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument(
             'params_file',
             default_value=in_package('config', 'inspect.yaml'),
-            description='YAML file with the parameters of inspection_node.',
+            description='YAML file with the parameters of inspection_node; recorder_node reads its own section.',
         ),
         DeclareLaunchArgument(
             'image_topic',
@@ -43,12 +71,15 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             description='Frame in which an airhole seen again is recognised; empty: as in params_file.',
         ),
         DeclareLaunchArgument(
-            'record', default_value='false', choices=TRUE_FALSE, description='Record inputs and results to a bag.'
+            'record',
+            default_value='false',
+            choices=['false', 'true', 'results', 'events'],
+            description='Record a bag: inputs and results (true), results alone, or pictures of airholes (events).',
         ),
         DeclareLaunchArgument(
             'bag_path',
             default_value='',
-            description='Folder of the new bag; empty: inspection_<local time> in the working directory.',
+            description='Folder of the new bag, with a number added where it exists; empty: inspection_<local time>.',
         ),
         DeclareLaunchArgument('rviz', default_value='false', choices=TRUE_FALSE, description='Start RViz.'),
         DeclareLaunchArgument(
@@ -74,7 +105,7 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
     ]
 
 
-def make_nodes(context: LaunchContext) -> list[Node]:
+def make_nodes(context: LaunchContext) -> list[Action]:
     image_topic = LaunchConfiguration('image_topic')
     points_topic = LaunchConfiguration('points_topic')
     use_sim_time = {'use_sim_time': ParameterValue(LaunchConfiguration('use_sim_time'), value_type=bool)}
@@ -95,28 +126,30 @@ def make_nodes(context: LaunchContext) -> list[Node]:
         for argument, parameter in OVERRIDES.items()
         if LaunchConfiguration(argument).perform(context)
     }
+    record, map_frame = (LaunchConfiguration(name).perform(context) for name in ('record', 'map_frame'))
+    bag = {
+        'bag_path': ParameterValue(LaunchConfiguration('bag_path'), value_type=str),
+        'mode': 'all' if record == 'true' else record,
+    }
+
+    def make_node(name: str, parameters: dict[str, object]) -> Callable[[], Node]:
+        return lambda: Node(
+            package='cmml_ros',
+            executable=name,
+            name=name,
+            parameters=[LaunchConfiguration('params_file'), parameters, use_sim_time],
+            **common,
+        )
+
     return [
-        Node(
-            package='cmml_ros',
-            executable='inspection_node',
-            name='inspection_node',
-            parameters=[LaunchConfiguration('params_file'), overrides, use_sim_time],
-            **common,
-        ),
-        Node(
-            package='cmml_ros',
-            executable='recorder_node',
-            name='recorder_node',
-            parameters=[{'bag_path': ParameterValue(LaunchConfiguration('bag_path'), value_type=str)}, use_sim_time],
-            condition=IfCondition(LaunchConfiguration('record')),
-            **common,
-        ),
+        *keep_running(make_node('inspection_node', overrides)),
+        *(keep_running(make_node('recorder_node', bag)) if record != 'false' else []),
         Node(
             package='rviz2',
             executable='rviz2',
             name='rviz',
             namespace=LaunchConfiguration('namespace'),
-            arguments=['-d', in_package('config', 'inspect.rviz')],
+            arguments=['-d', in_package('config', 'inspect.rviz'), *(['-f', map_frame] if map_frame else [])],
             # The file names absolute topics: here they follow the namespace and the arguments.
             remappings=[('/points', points_topic), ('/image', image_topic), *((f'/{name}', name) for name in OUTPUTS)],
             parameters=[use_sim_time],

@@ -3,13 +3,15 @@
 Every argument of inspect.launch.py is an argument here too.
 """
 
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
 
 def declare_arguments() -> list[DeclareLaunchArgument]:
@@ -42,7 +44,7 @@ def generate_launch_description() -> LaunchDescription:
     types = {'scene': str, 'sensor': str, 'seed': int, 'rate_hz': float, 'frames': int, 'loop': bool}
     parameters = {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in types.items()}
     parameters['bag_path'] = ParameterValue(LaunchConfiguration('play'), value_type=str)
-    inspect = PathJoinSubstitution([FindPackageShare('cmml_ros'), 'launch', 'inspect.launch.py'])
+    inspect = str(Path(get_package_share_directory('cmml_ros'), 'launch', 'inspect.launch.py'))
     return LaunchDescription(
         [
             *declare_arguments(),

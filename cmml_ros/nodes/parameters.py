@@ -15,17 +15,19 @@ from cmml_ros.config import InspectorConfig, SettingEntry, flatten_config, list_
 ConfigT = TypeVar('ConfigT')
 
 
-def declare_config(node: Node, config_type: type[ConfigT]) -> ConfigT:
+def declare_config(node: Node, config_type: type[ConfigT], others: type | None = None) -> ConfigT:
     """`config_type` as set by parameter files and `-p`, with every setting declared as a read-only parameter.
 
     Call it after the node has declared what else it has: a value given for a name that nothing declares is refused,
-    because a misspelt setting that is ignored costs more than a node that does not start.
+    because a misspelt setting that is ignored costs more than a node that does not start. others: settings of another
+    node, which may stand in the same file.
     Raises ConfigError for an unknown name, a wrong type or a value out of range.
     """
+    foreign = set() if others is None else {entry.name for entry in list_settings(others)}
     given = {
         name: parameter.value
         for name, parameter in node._parameter_overrides.items()
-        if not node.has_parameter(name) and not name.startswith('qos_overrides.')
+        if not (node.has_parameter(name) or name.startswith('qos_overrides.') or name in foreign)
     }
     config = make_config(config_type, given)
     values = flatten_config(config)

@@ -15,7 +15,7 @@ from rclpy.timer import Timer
 
 from cmml_ros.bag.recording import Recording, RecordingState
 from cmml_ros.bag.writer import BagWriter
-from cmml_ros.config import setting
+from cmml_ros.config import InspectorConfig, setting
 from cmml_ros.nodes.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, make_status
 from cmml_ros.nodes.managed import ManagedNode
 from cmml_ros.nodes.parameters import declare_config
@@ -70,7 +70,7 @@ class RecorderNode(ManagedNode):
         super().__init__('recorder_node')
         about_topics = ParameterDescriptor(description='topics to record; relative names are remapped', read_only=True)
         topics = self.declare_parameter('topics', list(_DEFAULT_TOPICS), about_topics).value
-        self._config = declare_config(self, RecorderConfig)
+        self._config = declare_config(self, RecorderConfig, others=InspectorConfig)
         self._topics = sorted({self.resolve_topic_name(topic) for topic in topics})
         self._recording: Recording | None = None
         self._tap: Tap | None = None
