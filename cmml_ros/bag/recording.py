@@ -109,7 +109,7 @@ class Recording:
                     self._writer.flush()
                     flushed_s, unchecked = time.monotonic(), 0
                     self._check_disk()
-            except BagError as error:
+            except (BagError, OSError) as error:  # OSError: the folder is gone
                 self._fault = self._fault or str(error)
             self._done += size
 

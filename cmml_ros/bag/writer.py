@@ -50,6 +50,7 @@ class _File:
     first_ns: int | None = None
     last_ns: int = 0
     message_count: int = 0
+    size: int = 0
 
     def information(self) -> dict[str, Any]:
         return {
@@ -90,7 +91,7 @@ class BagWriter:
     @property
     def written_bytes(self) -> int:
         """Size of all files so far, without what waits in the last chunk."""
-        return sum(os.stat(file.path).st_size for file in self._files)
+        return sum(file.size for file in self._files)
 
     @property
     def file_count(self) -> int:
@@ -199,6 +200,7 @@ class BagWriter:
     def _end_file(self) -> None:
         file = self._files[-1]
         file.mcap.finish()  # type: ignore[no-untyped-call]
+        file.size = file.stream.tell()
         file.stream.close()
 
     def _next_file(self, stamp_ns: int) -> None:
@@ -226,6 +228,7 @@ class BagWriter:
         file.first_ns = stamp_ns if file.first_ns is None else min(file.first_ns, stamp_ns)
         file.last_ns = max(file.last_ns, stamp_ns)
         file.message_count += 1
+        file.size = file.stream.tell()
         topic.message_count += 1
 
     def _abandon(self) -> None:

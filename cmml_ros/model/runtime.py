@@ -34,6 +34,7 @@ class Segmenter:
     """Finds the airholes in a picture.
 
     Loads the weights once; raises ModelError when they cannot be used, or when `device: cuda` is demanded and absent.
+    device: where the network runs, cpu or cuda; a GPU whose memory runs out is left for good unless it is demanded.
     """
 
     def __init__(self, config: DetectionConfig) -> None:
@@ -48,6 +49,7 @@ class Segmenter:
             if device.type == 'cpu'
             else TorchEngine(self._network, device)
         )
+        self.device: str = device.type
 
     @property
     def network(self) -> MultitaskNetwork:
@@ -91,6 +93,16 @@ class Segmenter:
         if pixels is not None and depths_m is not None:
             maps = range_features(pixels, depths_m, height, width)
             range_maps[:, : maps.shape[1], : maps.shape[2]] = maps
+        try:
+            return self._engine(padded, range_maps)[:, :height, :width]
+        except torch.OutOfMemoryError:
+            if self._config.device == 'cuda':
+                raise ModelError(
+                    f'the GPU has no memory left for a picture of {width}x{height}; free some, or use device "auto"'
+                ) from None
+        log.warning('the GPU has no memory left for a picture of %dx%d: from now on the CPU does it', width, height)
+        self._engine, self.device = OpenVinoEngine(self._network.to('cpu'), self._config.threads), 'cpu'
+        torch.cuda.empty_cache()
         return self._engine(padded, range_maps)[:, :height, :width]
 
 

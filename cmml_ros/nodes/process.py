@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 import rclpy
@@ -29,6 +30,8 @@ class _Stopped(BaseException):
 
 def run_node(make_node: Callable[[], Node]) -> int:
     """Exit code: 0 after Ctrl-C, SIGTERM or the node's own shutdown; 1 when it could not start, with the reason logged.
+
+    A callback that fails costs itself and a line in the log, never the node.
 
     rclpy's own signal handlers would shut the context down at once; here the node can still publish, log and close
     its files in `destroy_node`.
@@ -58,7 +61,7 @@ def run_node(make_node: Callable[[], Node]) -> int:
         executor.add_node(node)
         started.set()
         while not stop.is_set():
-            executor.spin_once(timeout_sec=_SIGNAL_LATENCY_S)
+            _spin_once(executor)
     except (ExternalShutdownException, _Stopped):
         pass
     except CmmlError as error:
@@ -74,3 +77,12 @@ def run_node(make_node: Callable[[], Node]) -> int:
             sys.stderr.flush()
             os._exit(code)
     return code
+
+
+def _spin_once(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin_once(timeout_sec=_SIGNAL_LATENCY_S)
+    except ExternalShutdownException:
+        raise
+    except Exception:
+        get_logger('cmml_ros').error(f'a callback failed: {traceback.format_exc()}', throttle_duration_sec=1.0)
