@@ -22,7 +22,12 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 TRUE_FALSE = ['true', 'false']
 # Settings of params_file that have an argument of their own; an empty argument leaves the file's value.
-OVERRIDES = {'map_frame': 'sync.map_frame', 'device': 'detection.device', 'model': 'detection.model'}
+OVERRIDES = {
+    'map_frame': 'sync.map_frame',
+    'device': 'detection.device',
+    'model': 'detection.model',
+    'registration': 'registration.mode',
+}
 OUTPUTS = ('inspection_node/markers', 'inspection_node/overlay')
 
 
@@ -95,6 +100,12 @@ def declare_arguments() -> list[DeclareLaunchArgument]:
             'model',
             default_value='',
             description='Name of shipped weights or path of a .safetensors file; empty: as in params_file.',
+        ),
+        DeclareLaunchArgument(
+            'registration',
+            default_value='',
+            choices=['', 'tf', 'refine', 'match'],
+            description='Extrinsic: as in /tf, refined by the data, or found without /tf; empty: as in params_file.',
         ),
         DeclareLaunchArgument(
             'log_level',

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
-from cmml_ros.msg import DefectArray
+from cmml_ros.msg import CalibrationCheck, DefectArray
 from cmml_ros.srv import SaveReport
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
@@ -30,6 +30,8 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
 
+import cmml_ros.inspector
+from cmml_ros.errors import PoseError
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.nodes import inspection_node, worker
 from cmml_ros.nodes.inspection_node import InspectionNode
@@ -46,6 +48,7 @@ TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is wel
 class ThresholdSegmenter:
     model_id = 'threshold'
     device = 'cpu'
+    network = None
 
     def __init__(self, *_: object) -> None:
         pass
@@ -56,6 +59,22 @@ class ThresholdSegmenter:
             InstanceMask((labels[top : top + h, left : left + w] == label).astype(np.float32), left, top, 0.875)
             for label, (left, top, w, h, _) in enumerate(boxes[1:].tolist(), start=1)
         ]
+
+
+class BarePlaneRegistrar:
+    """A wall without a feature: nothing can be said about the extrinsic."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def refine(self, *_: object) -> None:
+        raise PoseError('a bare plane')
+
+
+def know_airholes(setattr_: Callable[[object, str, object], None] = setattr) -> None:
+    """A threshold in place of the network."""
+    setattr_(cmml_ros.inspector, 'Segmenter', ThresholdSegmenter)
+    setattr_(cmml_ros.inspector, 'Registrar', BarePlaneRegistrar)
 
 
 def stamp_ns(message: Any) -> int:
@@ -110,11 +129,14 @@ class Robot(Node):
         self.points = self.create_publisher(PointCloud2, 'points', qos_profile_sensor_data)
         self.tf = self.create_publisher(TFMessage, '/tf', 100)
         self.tf_static = self.create_publisher(TFMessage, '/tf_static', LATCHED)
-        self.received: dict[str, list[Any]] = {name: [] for name in ('defects', 'markers', 'map', 'overlay', 'health')}
+        self.received: dict[str, list[Any]] = {
+            name: [] for name in ('defects', 'markers', 'map', 'overlay', 'health', 'calibration')
+        }
         for name, message_type, topic, qos in (
             ('defects', DefectArray, 'inspection_node/defects', 10),
             ('markers', MarkerArray, 'inspection_node/markers', 10),
             ('map', DefectArray, 'inspection_node/map', LATCHED),
+            ('calibration', CalibrationCheck, 'inspection_node/calibration', 10),
             ('health', DiagnosticArray, '/diagnostics', 10),
         ):
             self.create_subscription(message_type, topic, self.received[name].append, qos)
@@ -146,7 +168,7 @@ class Robot(Node):
 
 def run_robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
     """A robot connected to an active inspection_node."""
-    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+    know_airholes(monkeypatch.setattr)
     monkeypatch.setattr(inspection_node, '_SILENCE_S', 0.5)
     monkeypatch.setattr(worker, '_MAP_PERIOD_S', 0.1)
     rclpy.init()
@@ -181,8 +203,8 @@ def run_robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
 _KNOWN_SEGMENTER = f"""
 import sys
 sys.path.append({str(Path(__file__).parent)!r})
-import cmml_ros.inspector, robot
-cmml_ros.inspector.Segmenter = robot.ThresholdSegmenter
+import robot
+robot.know_airholes()
 from cmml_ros.nodes.inspection_node import main
 sys.exit(main())
 """

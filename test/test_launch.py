@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import xml.etree.ElementTree
 from dataclasses import fields
 from pathlib import Path
@@ -39,7 +41,7 @@ def declared_arguments(path: Path) -> dict[str, dict[str, Any]]:
 def test_the_arguments_of_inspect_are_those_of_the_documentation() -> None:
     assert list(declared_arguments(INSPECT)) == [
         'namespace', 'params_file', 'image_topic', 'camera_info_topic', 'points_topic', 'map_frame', 'record',
-        'bag_path', 'rviz', 'use_sim_time', 'device', 'model', 'log_level',
+        'bag_path', 'rviz', 'use_sim_time', 'device', 'model', 'registration', 'log_level',
     ]  # fmt: skip
 
 
@@ -73,9 +75,10 @@ def test_the_arguments_of_simulate_are_parameters_of_the_simulator() -> None:
             assert arguments[name]['choices'] == list(entries[name].setting.choices)
 
 
-def test_the_device_choices_are_those_of_the_setting() -> None:
-    device = next(entry for entry in list_settings(InspectorConfig) if entry.name == 'detection.device')
-    assert declared_arguments(INSPECT)['device']['choices'] == ['', *device.setting.choices]
+@pytest.mark.parametrize(('argument', 'name'), [('device', 'detection.device'), ('registration', 'registration.mode')])
+def test_the_choices_are_those_of_the_setting(argument: str, name: str) -> None:
+    entry = next(entry for entry in list_settings(InspectorConfig) if entry.name == name)
+    assert declared_arguments(INSPECT)[argument]['choices'] == ['', *entry.setting.choices]
 
 
 def test_the_fast_dds_profile_holds_the_largest_image_in_one_piece() -> None:
@@ -93,6 +96,19 @@ def test_rviz_shows_what_the_node_publishes() -> None:
         display['Topic']['Value'] for display in document['Visualization Manager']['Displays'] if 'Topic' in display
     }
     assert {'/inspection_node/markers', '/inspection_node/overlay', '/points', '/image'} == topics
+
+
+def test_the_foxglove_layout_shows_what_the_node_publishes() -> None:
+    document = json.loads((ROOT / 'config' / 'foxglove.json').read_text())
+
+    def panels(part: Any) -> list[str]:
+        return [part] if isinstance(part, str) else [*panels(part['first']), *panels(part['second'])]
+
+    assert sorted(panels(document['layout'])) == sorted(document['configById'])
+    text = json.dumps(document)
+    topics = set(re.findall(r'"(/[a-z_]+(?:/[a-z_]+)?)', text))
+    outputs = {f'/inspection_node/{name}' for name in ('markers', 'overlay', 'map', 'defects', 'calibration')}
+    assert topics == {'/points', '/diagnostics', *outputs}
 
 
 def test_launch_reads_both_files() -> None:

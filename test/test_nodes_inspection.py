@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
+from cmml_ros.msg import CalibrationCheck
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
@@ -25,7 +26,7 @@ from robot import (
     WIDTH,
     Robot,
     StartNode,
-    ThresholdSegmenter,
+    know_airholes,
     make_cloud,
     make_edge,
     make_info,
@@ -55,6 +56,11 @@ def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Rob
     assert defect.volume == pytest.approx(math.pi * RADIUS_M**2 * DEPTH_M, rel=0.05)
     assert (defect.area_status, defect.volume_status) == (defect.MEASURED, defect.MEASURED)
     assert (defect.position.x, defect.position.y, defect.position.z) == pytest.approx((0.0, 0.0, 0.5), abs=5e-4)
+    assert message.calibration_status == CalibrationCheck.DEGENERATE
+    (check,) = robot.await_messages('calibration', 1)
+    assert (stamp_ns(check), check.header.frame_id) == (START_NS + 7, 'camera')
+    assert (check.status, check.reason) == (CalibrationCheck.DEGENERATE, 'a bare plane')
+    assert math.isnan(check.correction.translation.x)
     # On the map, the camera stands at x = 0.25 m.
     (on_map,) = robot.await_messages('map', 1)
     assert (on_map.header.frame_id, stamp_ns(on_map)) == ('map', START_NS + 7)
@@ -215,10 +221,25 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     statuses = {status.name: status for status in robot.await_messages('health', count + 1)[-1].status}
     assert set(statuses) == {
         f'inspection_node: {name}'
-        for name in ('image', 'camera_info', 'points', '/tf', '/tf_static', 'pipeline', 'transforms', 'process')
+        for name in (
+            'image',
+            'camera_info',
+            'points',
+            '/tf',
+            '/tf_static',
+            'pipeline',
+            'transforms',
+            'calibration',
+            'process',
+        )
     }
     pipeline = {entry.key: entry.value for entry in statuses['inspection_node: pipeline'].values}
     assert (pipeline['results'], pipeline['model']) == ('1', 'threshold')
+    assert pipeline['device'] == 'cpu'
+    calibration = statuses['inspection_node: calibration']
+    assert (calibration.level, calibration.message) == (DiagnosticStatus.OK, 'degenerate: a bare plane')
+    memory = {entry.key: entry.value for entry in statuses['inspection_node: process'].values}['memory_mb']
+    assert 50 < float(memory) < 20_000
     silent = robot.await_messages('health', count + 3)[-1].status[0]
     assert (silent.level, silent.message) == (DiagnosticStatus.WARN, 'nothing received')
 
@@ -267,7 +288,7 @@ def test_a_recording_of_the_live_run_gives_the_same_numbers_offline(
         assert node.process.returncode == 0, node.said
     assert 'lost: nothing' in recorder.said
 
-    monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+    know_airholes(monkeypatch.setattr)
     analyze(tmp_path / 'live', tmp_path / 'out', InspectorConfig(), bag_out=tmp_path / 'offline')
     live, offline = read_defects(tmp_path / 'live'), read_defects(tmp_path / 'offline')
     both = sorted(live.keys() & offline.keys())

@@ -74,7 +74,11 @@ class Registrar:
         """network: in evaluation mode, on the device it is to run on."""
         self._network = network
         self._config = config
-        self._device = next(network.parameters()).device
+
+    @property
+    def _device(self) -> torch.device:
+        """Asked each time: a GPU without memory is left for the CPU."""
+        return next(self._network.parameters()).device
 
     def refine(self, image: NDArray[np.uint8], camera: Camera, cloud: Cloud, T_camera_lidar: SE3) -> Registration:
         """The pose from a given one that is off by a few `registration.*_std`.

@@ -103,6 +103,20 @@ def make_transform_status(inspection: Inspection | None) -> DiagnosticStatus:
     return make_status('transforms', OK, 'known', values)
 
 
+def make_calibration_status(inspection: Inspection | None) -> DiagnosticStatus:
+    """Whether the data agree with the extrinsic between camera and range sensor."""
+    if inspection is None:
+        return make_status('calibration', OK, 'no frame yet', {})
+    check = inspection.calibration
+    values: dict[str, object] = {'matches': check.match_count, 'inlier_ratio': f'{check.inlier_ratio:.2f}'}
+    for name, part, factor in (('rotation_deg', slice(0, 3), 180.0 / math.pi), ('translation_mm', slice(3, 6), 1e3)):
+        values[f'correction_{name}'] = ' '.join(f'{value * factor:.3f}' for value in check.correction[part])
+        values[f'correction_{name}_std'] = ' '.join(f'{value * factor:.3f}' for value in check.std[part])
+    level = WARN if check.status.name in ('DRIFTED', 'NO_TRANSFORM') else OK
+    text = check.status.name.lower().replace('_', ' ')
+    return make_status('calibration', level, f'{text}: {check.reason}' if check.reason else text, values)
+
+
 def resident_bytes() -> float:
     """Memory of this process; NaN where the system does not tell."""
     try:

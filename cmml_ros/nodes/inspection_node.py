@@ -23,6 +23,7 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.mapping.defect_map import DefectMap, MapEntry
 from cmml_ros.nodes.diagnostics import (
     DiagnosticsPublisher,
+    make_calibration_status,
     make_input_status,
     make_pipeline_status,
     make_transform_status,
@@ -155,7 +156,7 @@ class InspectionNode(ManagedNode):
             statistics.recent = 0
         device = self._inspector.device
         statuses.append(make_pipeline_status(self._run, self._assembler.counts, device, self._problem))
-        statuses.append(make_transform_status(self._run.latest))
+        statuses += [make_transform_status(self._run.latest), make_calibration_status(self._run.latest)]
         self._diagnostics.publish(statuses)
 
     def _report_silence(self) -> None:

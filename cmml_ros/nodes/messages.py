@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import array
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Point, Vector3
+from geometry_msgs.msg import Point, Quaternion, Transform, Vector3
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Measurement
 from cmml_ros.msg import CalibrationCheck, DefectArray
 from cmml_ros.msg import Defect as DefectMessage
@@ -41,7 +43,7 @@ def make_defect_array(inspection: Inspection, ids: Sequence[int]) -> DefectArray
         header=make_header(frame.stamp_ns, frame.frame_id),
         model_id=inspection.model_id,
         sync_offset=frame.sync_offset_s,
-        calibration_status=CalibrationCheck.NOT_CHECKED,
+        calibration_status=int(inspection.calibration.status),
         projection_time=timings_s['project'],
         segmentation_time=timings_s['network'],
         measurement_time=timings_s['measure'],
@@ -54,6 +56,28 @@ def make_defect_array(inspection: Inspection, ids: Sequence[int]) -> DefectArray
         one.roi = RegionOfInterest(x_offset=left, y_offset=top, width=width, height=height)
         one.observation_count = 1
         message.defects.append(one)
+    return message
+
+
+def make_calibration(inspection: Inspection) -> CalibrationCheck:
+    """What is known about the extrinsic after this frame; NaN where nothing is."""
+    frame, check = inspection.frame, inspection.calibration
+    message = CalibrationCheck(
+        header=make_header(frame.stamp_ns, frame.frame_id),
+        correction=Transform(
+            translation=make_vector(check.correction[3:]),
+            rotation=Quaternion(x=math.nan, y=math.nan, z=math.nan, w=math.nan),
+        ),
+        rotation_stddev=make_vector(check.std[:3]),
+        translation_stddev=make_vector(check.std[3:]),
+        match_count=check.match_count,
+        inlier_ratio=check.inlier_ratio,
+        status=int(check.status),
+        reason=check.reason,
+    )
+    if np.isfinite(check.correction).all():
+        x, y, z, w = SE3.from_rotation_vector(check.correction[:3], check.correction[3:]).quaternion_xyzw.tolist()
+        message.correction.rotation = Quaternion(x=x, y=y, z=z, w=w)
     return message
 
 

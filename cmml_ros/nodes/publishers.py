@@ -11,10 +11,10 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
 from cmml_ros.mapping.defect_map import MapEntry
-from cmml_ros.msg import DefectArray
+from cmml_ros.msg import CalibrationCheck, DefectArray
 from cmml_ros.nodes.detections import find_vision_msgs, make_detections
 from cmml_ros.nodes.markers import MarkerPublisher
-from cmml_ros.nodes.messages import make_defect, make_defect_array, make_header, make_image
+from cmml_ros.nodes.messages import make_calibration, make_defect, make_defect_array, make_header, make_image
 from cmml_ros.report.overlay import draw_overlay
 
 if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
@@ -32,10 +32,11 @@ class InspectionPublishers:
         self._node = node
         self._map_frame = map_frame
         self._defects = node.create_publisher(DefectArray, '~/defects', 10)
+        self._calibration = node.create_publisher(CalibrationCheck, '~/calibration', 10)
         self._markers = MarkerPublisher(node, map_frame)
         self._overlay = node.create_publisher(Image, '~/overlay', 2)
         self._map = node.create_publisher(DefectArray, '~/map', latched)
-        self._publishers = [self._defects, self._markers.publisher, self._overlay, self._map]
+        self._publishers = [self._defects, self._calibration, self._markers.publisher, self._overlay, self._map]
         self._vision_msgs = find_vision_msgs()
         if self._vision_msgs is not None:
             self._detections = node.create_publisher(self._vision_msgs.Detection3DArray, '~/detections', 10)
@@ -51,6 +52,7 @@ class InspectionPublishers:
         frame = inspection.frame
         header = make_header(frame.stamp_ns, frame.frame_id)
         self._defects.publish(make_defect_array(inspection, ids))
+        self._calibration.publish(make_calibration(inspection))
         if self._overlay.get_subscription_count():
             self._overlay.publish(make_image(draw_overlay(inspection), header))
         if self._vision_msgs is not None:

@@ -48,7 +48,8 @@ class ResultsBag:
             *(timings_s.get(stage, math.nan) for stage in ('project', 'network', 'measure')),
             sum(timings_s.values()),
         ]
-        message = self._array(frame.stamp_ns, frame.frame_id, defects, frame.sync_offset_s, times)
+        calibration = int(inspection.calibration.status)
+        message = self._array(frame.stamp_ns, frame.frame_id, defects, frame.sync_offset_s, times, calibration)
         self._writer.write(DEFECTS_TOPIC, message, frame.stamp_ns)
 
     def write_map(self, entries: Sequence[MapEntry], map_frame: str) -> None:
@@ -73,7 +74,13 @@ class ResultsBag:
         self._writer.close()
 
     def _array(
-        self, stamp_ns: int, frame_id: str, defects: list[Any], sync_offset_s: float, times_s: Sequence[float]
+        self,
+        stamp_ns: int,
+        frame_id: str,
+        defects: list[Any],
+        sync_offset_s: float,
+        times_s: Sequence[float],
+        calibration_status: int = 0,
     ) -> Any:
         stamp = self._make('builtin_interfaces/msg/Time', sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
         return self._make(
@@ -82,7 +89,7 @@ class ResultsBag:
             defects=defects,
             model_id=self._model_id,
             sync_offset=sync_offset_s,
-            calibration_status=0,
+            calibration_status=calibration_status,
             **dict(zip(_TIMES, times_s, strict=True)),
         )
 
