@@ -34,6 +34,8 @@ _LOCAL_GROWTH = 4.0
 _RING_GROWTH = 2.0
 # A volume is measured while what no reading saw adds no more than this share to its deviation.
 _MAX_SHAPE_SHARE = 0.15
+# Nor while more than this share of the opening has no reading nearby: a hidden floor may lie much deeper.
+_MAX_UNSEEN_SHARE = 0.2
 # Few readings inform when they bring the deviation of the volume below this share of the prior's.
 _MAX_PRIOR_SHARE = 0.5
 # Coverage from which a ray passes the opening and not its edge, over that of the rim.
@@ -258,6 +260,7 @@ def _measure_one(
             reason=f'{len(readings)} range points inside the rim do not decide its depth',
         )
     guessed = few or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
+    guessed = guessed or cavity.unseen_share > _MAX_UNSEEN_SHARE
     return replace(
         sized,
         volume_status=Status.SHAPE_PRIOR if guessed else Status.MEASURED,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,10 @@ from scipy.linalg import cho_factor, cho_solve
 
 Array = NDArray[np.float64]
 
-# Readings and area are condensed on a grid of so many cells a side, over so many radii.
+# Readings and area are condensed on a grid of so many cells a side over the circle that the rim is warped to.
 _CELLS = 12
-_EXTENT = 1.5
 # Correlation length of the deviation from a cap, in radii of the rim.
-_CORRELATION_LENGTH = 0.6
+_CORRELATION_LENGTH = 0.4
 # A cap's deviation vanishes at the rim; this much of its variance remains there, since rims are not quite ellipses.
 _RIM_VARIANCE = 0.05
 # How many cells the prior on the deviation counts for against those of the data.
@@ -32,38 +31,40 @@ _MIN_STRETCH = 0.2
 # The slope of half an ellipsoid is infinite at its rim: no place is nearer to it, in squared radii.
 _RIM_MARGIN = 0.02
 # Share of the deviation's variance that depends on the distance from the rim only: cavities are alike all around.
-_SYMMETRIC_SHARE = 0.7
+_SYMMETRIC_SHARE = 0.3
+# Exponent s of a wall (1 - r^2)^s: 1 for a shallow cap, 1/2 for half an ellipsoid, towards 0 for a box or an overhang.
+_ELLIPSOID, _BOX = 0.5, 0.2
+# Prior deviation of that exponent: its mean over all directions, and each of its first two harmonics.
+_STEEPNESS_STD = 0.3
+# A sensor averages over about the distance of its points, so a reading belongs to a place known to this share of it.
+_LATERAL_STD = 0.5
+_MAX_LATERAL_STD = 0.2
+# So far from a reading, in radii, a place counts as unseen.
+_NEAR = 0.3
 _NEWTON_STEPS = 8
 _OUTLIER = 6.0
 _MAD_TO_STD = 1.4826
-_NEIGHBOURS = np.stack(np.meshgrid(np.arange(-3.0, 4.0), np.arange(-3.0, 4.0)), axis=-1).reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Opening:
     """The rim and what lies within, along the surface, from the centroid, metres.
 
-    radius: of the circle of the same area. rim: (n, 2) polygon. cells: (M, 2), cell_areas: (M,) parts of the opening,
-    their places warped to that circle.
+    radius: of the circle of the same area. rim: (n, 2) polygon. cell_areas: (_CELLS^2,) area in each cell of the grid
+    over that circle.
     """
 
     radius: float
     rim: Array
-    cells: Array
     cell_areas: Array
 
     @classmethod
     def from_pixels(cls, positions: Array, areas: Array, rim: Array) -> Opening:
         """From the pixels within the rim, positions (N, 2) and covered areas (N,), condensed to cells."""
         radius = math.sqrt(float(areas.sum()) / math.pi)
-        empty = cls(radius, rim, np.empty((0, 2)), np.empty(0))
-        warped = positions / empty.stretch(positions)[:, None]
-        cell = _cell_numbers(warped, radius)
-        cell_areas = np.asarray(np.bincount(cell, areas), np.float64)
-        filled = np.flatnonzero(cell_areas)
-        cell_areas = cell_areas[filled]
-        cells = [np.bincount(cell, areas * warped[:, axis])[filled] / cell_areas for axis in (0, 1)]
-        return cls(radius, rim, np.stack(cells, axis=1), cell_areas)
+        empty = cls(radius, rim, np.empty(0))
+        cells = _cell_numbers(positions / empty.stretch(positions)[:, None], radius)
+        return cls(radius, rim, np.asarray(np.bincount(cells, areas, minlength=_CELLS**2), np.float64))
 
     @cached_property
     def _polar_rim(self) -> tuple[Array, Array]:
@@ -136,11 +137,15 @@ class Posterior:
 
 @dataclass(frozen=True)
 class CavityPosterior:
-    """Depth at the deepest point (m), volume (m3), and the volume's standard deviation before any reading."""
+    """Depth at the deepest point (m), volume (m3), and the volume's standard deviation before any reading.
+
+    unseen_share: of the opening, where no reading ends nearby.
+    """
 
     depth_max: Posterior
     volume: Posterior
     volume_prior_std: float
+    unseen_share: float
 
 
 @dataclass(frozen=True)
@@ -212,73 +217,124 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
     else:
         field = _Field(cap, cells, depth, opening.radius, field_std)
 
-    to_cells = opening.cell_areas @ field.covariance(opening.cells, cells.places)
-    field_variance = float(opening.cell_areas @ field.covariance(opening.cells, opening.cells) @ opening.cell_areas)
-    volume = field.infer(cap.volume, cap.volume_per_depth, to_cells, field_variance)
-
-    # The deepest point: among the cells, then closer around the deepest of them.
-    spacing = 2.0 * _EXTENT * opening.radius / _CELLS
-    deepest = opening.cells[[np.argmax(field.depths(opening.cells))]]
-    nodes = deepest + spacing / 4.0 * _NEIGHBOURS
-    deepest = nodes[[np.argmax(field.depths(nodes))]]
-    cap_depth, by_depth = cap.depths(deepest)
-    depth_max = field.infer(
-        float(cap_depth[0]),
-        float(by_depth[0]),
-        field.covariance(deepest, cells.places)[0],
-        float(field.covariance(deepest, deepest)[0, 0]),
+    volume = field.infer_integral(opening.cell_areas)
+    prior_std = math.hypot(
+        cap.volume_per_depth * prior.depth_std, math.sqrt(field.integral_variance(opening.cell_areas))
     )
-    prior_std = math.hypot(cap.volume_per_depth * prior.depth_std, math.sqrt(field_variance))
-    return CavityPosterior(depth_max, volume, prior_std)
+    # Cells without a reading nearby, where readings are dense enough to expect one.
+    reach = max(_NEAR, 1.5 * math.sqrt(math.pi / len(readings)))
+    unseen = _grid().distances[:, cells.numbers].min(axis=1) > reach
+    unseen_share = float(opening.cell_areas[unseen].sum() / opening.cell_areas.sum())
+    return CavityPosterior(field.infer_deepest(), volume, prior_std, unseen_share)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """Places over a circle of radius one, and what is a priori known about deviations there; all of it constant.
+
+    places: (M, 2) of the cells. fine: (F, 2) places at which the deepest point is looked for. distances: (M, M)
+    between cells. tapers: (M,).
+    kernel: (M, M), fine_kernel: (F, M), fine_variance: (F,), of a field of unit deviation. steepness: (M, 5), and
+    fine_steepness: (F, 5), how the depth answers to the steepness of the walls, over that of the cap.
+    """
+
+    places: Array
+    fine: Array
+    distances: Array
+    tapers: Array
+    kernel: Array
+    fine_kernel: Array
+    fine_variance: Array
+    steepness: Array
+    fine_steepness: Array
+
+
+@cache
+def _grid() -> _Grid:
+    def spread(count: int) -> Array:
+        axis = (np.arange(count) + 0.5) * (2.0 / count) - 1.0
+        return np.stack(np.meshgrid(axis, axis, indexing='ij'), axis=-1).reshape(-1, 2)
+
+    places = spread(_CELLS)
+    # Cells cut by the rim stand for what of them lies inside.
+    places *= np.minimum(1.0, (1.0 - 0.5 / _CELLS) / np.hypot(places[:, 0], places[:, 1]))[:, None]
+    fine = spread(2 * _CELLS)
+    fine = fine[np.hypot(fine[:, 0], fine[:, 1]) < 1.0]
+    return _Grid(
+        places,
+        fine,
+        np.linalg.norm(places[:, None] - places[None], axis=2),
+        _taper(places),
+        _kernel(places, places),
+        _kernel(fine, places),
+        _taper(fine) ** 2,
+        _steepness(places),
+        _steepness(fine),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """Readings condensed to cells of warped places: (M, 2) places, and (M,) of the rest.
+    """Readings condensed to the cells of the grid that hold any: (M,) numbers of the cells, and (M,) of the rest.
 
     deviations: from the cap, along the normal. by_depth: derivative of the cap's depth there by its greatest depth.
     """
 
-    places: Array
+    numbers: NDArray[np.int64]
     deviations: Array
     by_depth: Array
     noise_variances: Array
-    tapers: Array
 
 
 class _Field:
     """Posterior of the cap's depth, a priori normal, and of the field of deviations from it."""
 
     def __init__(self, cap: EllipsoidCap, cells: _Cells, depth_mean: float, depth_std: float, field_std: float) -> None:
+        grid = _grid()
         self._cap = cap
         self._cells = cells
         self._shift = depth_mean - cap.depth
         self._depth_variance = depth_std**2
-        self._field_std = field_std
-        covariance = self._depth_variance * np.outer(cells.by_depth, cells.by_depth)
-        covariance += self.covariance(cells.places, cells.places)
-        covariance[np.diag_indices(len(cells.places))] += cells.noise_variances
-        self._factor = cho_factor(covariance, lower=True, check_finite=False)
+        self._field_variance = field_std**2
+        self._steepness_variance = (_STEEPNESS_STD * cap.depth) ** 2
+        steepness = grid.steepness[cells.numbers]
+        covariance = self._field_variance * grid.kernel[np.ix_(cells.numbers, cells.numbers)]
+        covariance += self._depth_variance * np.outer(cells.by_depth, cells.by_depth)
+        covariance += self._steepness_variance * (steepness @ steepness.T)
+        covariance[np.diag_indices(len(cells.numbers))] += cells.noise_variances
+        self._factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         innovation = cells.deviations - cells.by_depth * self._shift
         self._solved = cho_solve(self._factor, innovation, check_finite=False)
 
-    def covariance(self, a: Array, b: Array) -> Array:
-        """Prior covariance of the deviations at two sets of warped places, (len(a), len(b))."""
-        radius = self._cap.radius
-        local = np.hypot(a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1]) / radius
-        radial = np.abs(np.hypot(a[:, 0], a[:, 1])[:, None] - np.hypot(b[:, 0], b[:, 1])) / radius
-        correlation = (1.0 - _SYMMETRIC_SHARE) * _matern(local) + _SYMMETRIC_SHARE * _matern(radial)
-        tapers = self._field_std * _taper(radius, a), self._field_std * _taper(radius, b)
-        return np.asarray(tapers[0][:, None] * correlation * tapers[1])
+    def integral_variance(self, areas: Array) -> float:
+        """Prior variance of the integral of the deviations over cells of `areas`, (_CELLS^2,)."""
+        grid = _grid()
+        steep = areas @ grid.steepness
+        return float(self._field_variance * (areas @ grid.kernel @ areas) + self._steepness_variance * (steep @ steep))
 
-    def depths(self, places: Array) -> Array:
-        """Posterior mean of the depth at warped `places`, (N,)."""
-        cap_depths, by_depth = self._cap.depths(places)
+    def infer_integral(self, areas: Array) -> Posterior:
+        """Posterior of the volume over cells of `areas`, (_CELLS^2,)."""
+        grid, numbers = _grid(), self._cells.numbers
+        to_cells = self._field_variance * (areas @ grid.kernel)[numbers]
+        to_cells += self._steepness_variance * (grid.steepness[numbers] @ (areas @ grid.steepness))
+        return self._infer(self._cap.volume, self._cap.volume_per_depth, to_cells, self.integral_variance(areas))
+
+    def infer_deepest(self) -> Posterior:
+        """Posterior of the depth where its mean is greatest."""
+        grid, numbers = _grid(), self._cells.numbers
+        cap_depths, by_depth = self._cap.depths(self._cap.radius * grid.fine)
         depth_change = self._shift + self._depth_variance * float(self._cells.by_depth @ self._solved)
-        deviations = self.covariance(places, self._cells.places) @ self._solved
-        return np.asarray(cap_depths + by_depth * depth_change + deviations)
+        steep = self._steepness_variance * (self._solved @ grid.steepness[numbers])
+        depths = cap_depths + by_depth * depth_change + grid.fine_steepness @ steep
+        depths += self._field_variance * (grid.fine_kernel[:, numbers] @ self._solved)
+        deepest = int(np.argmax(depths))
+        to_cells = self._field_variance * grid.fine_kernel[deepest, numbers]
+        to_cells += self._steepness_variance * (grid.steepness[numbers] @ grid.fine_steepness[deepest])
+        variance = self._field_variance * float(grid.fine_variance[deepest])
+        variance += self._steepness_variance * float(grid.fine_steepness[deepest] @ grid.fine_steepness[deepest])
+        return self._infer(float(cap_depths[deepest]), float(by_depth[deepest]), to_cells, variance)
 
-    def infer(self, cap_value: float, by_depth: float, to_cells: Array, variance: float) -> Posterior:
+    def _infer(self, cap_value: float, by_depth: float, to_cells: Array, variance: float) -> Posterior:
         """Posterior of a linear functional of the depths.
 
         cap_value: of the cap itself, by_depth: its derivative. to_cells: (M,) prior covariance of the functional of the
@@ -304,24 +360,20 @@ def _condense(opening: Opening, cap: EllipsoidCap, readings: Readings, noise: fl
     places = places / stretch
     expected, by_depth = cap.depths(places)
     # One metre of depth along the ray is so much along the normal.
-    slopes = 1.0 - np.einsum('ij,ij->i', readings.drifts / stretch, cap.gradients(places, expected))
+    gradients = cap.gradients(places, expected)
+    slopes = 1.0 - np.einsum('ij,ij->i', readings.drifts / stretch, gradients)
     deviations = placed - expected + slopes * (readings.depths - placed)
 
-    cell = _cell_numbers(places, opening.radius)
-    weight = 1.0 / slopes**2  # a deviation's variance is (slope * noise)^2
-    total = np.bincount(cell, weight)
+    numbers = _cell_numbers(places, opening.radius)
+    lateral = opening.radius * min(_LATERAL_STD * math.sqrt(math.pi / len(readings)), _MAX_LATERAL_STD)
+    weight = 1.0 / ((slopes * noise) ** 2 + lateral**2 * np.einsum('ij,ij->i', gradients, gradients))
+    total = np.bincount(numbers, weight)
     filled = np.flatnonzero(total)
-
-    def average(values: Array) -> Array:
-        return np.asarray(np.bincount(cell, weight * values)[filled] / total[filled])
-
-    means = np.stack([average(places[:, 0]), average(places[:, 1])], axis=1)
     return _Cells(
-        places=means,
-        deviations=average(deviations),
-        by_depth=average(by_depth),
-        noise_variances=noise**2 / total[filled],
-        tapers=_taper(opening.radius, means),
+        numbers=filled,
+        deviations=np.bincount(numbers, weight * deviations)[filled] / total[filled],
+        by_depth=np.bincount(numbers, weight * by_depth)[filled] / total[filled],
+        noise_variances=1.0 / total[filled],
     )
 
 
@@ -353,16 +405,38 @@ def _fit_depth(opening: Opening, readings: Readings, prior: Prior | None) -> tup
 
 def _find_field_std(cells: _Cells, prior_std: float) -> float:
     """Deviation of the field, by moments from the cells, each counted by its information, shrunk to the prior."""
-    prior_variances = (prior_std * cells.tapers) ** 2
+    tapers = _grid().tapers[cells.numbers]
+    prior_variances = (prior_std * tapers) ** 2
     share = (prior_variances / (prior_variances + cells.noise_variances)) ** 2
-    seen = float((share * (cells.deviations**2 - cells.noise_variances) / cells.tapers**2).sum())
+    seen = float((share * (cells.deviations**2 - cells.noise_variances) / tapers**2).sum())
     variance = (_PRIOR_CELLS * prior_std**2 + seen) / (_PRIOR_CELLS + float(share.sum()))
     return math.sqrt(max(variance, (0.1 * prior_std) ** 2))
 
 
-def _taper(radius: float, warped: Array) -> Array:
-    squared = np.einsum('ij,ij->i', warped, warped) / radius**2
-    return np.asarray(np.sqrt(np.maximum(1.0 - squared, _RIM_VARIANCE)))
+def _taper(places: Array) -> Array:
+    """Deviation of the field at `places`, (N, 2) in radii."""
+    return np.asarray(np.sqrt(np.maximum(1.0 - np.einsum('ij,ij->i', places, places), _RIM_VARIANCE)))
+
+
+def _steepness(places: Array) -> Array:
+    """Change of the depth at `places`, (N, 2) in radii, over that of the cap and over that of the exponent. (N, 5).
+
+    Finite difference between half an ellipsoid and a box: all around, and its first two harmonics in the direction.
+    """
+    squared = np.einsum('ij,ij->i', places, places)
+    rest = np.maximum(1.0 - squared, 0.1 * _RIM_MARGIN)
+    change = (rest**_ELLIPSOID - rest**_BOX) / (_ELLIPSOID - _BOX)
+    x, y = places.T / np.sqrt(squared)
+    around = np.column_stack([np.ones(len(places)), x, y, x * x - y * y, 2.0 * x * y])
+    return np.asarray(change[:, None] * around)
+
+
+def _kernel(a: Array, b: Array) -> Array:
+    """Covariance of a field of unit deviation at two sets of places in radii, (len(a), len(b))."""
+    local = np.hypot(a[:, None, 0] - b[None, :, 0], a[:, None, 1] - b[None, :, 1])
+    radial = np.abs(np.hypot(a[:, 0], a[:, 1])[:, None] - np.hypot(b[:, 0], b[:, 1]))
+    correlation = (1.0 - _SYMMETRIC_SHARE) * _matern(local) + _SYMMETRIC_SHARE * _matern(radial)
+    return np.asarray(_taper(a)[:, None] * correlation * _taper(b))
 
 
 def _matern(distance: Array) -> Array:
@@ -372,6 +446,5 @@ def _matern(distance: Array) -> Array:
 
 
 def _cell_numbers(positions: Array, radius: float) -> NDArray[np.int64]:
-    cells = np.floor((positions / (_EXTENT * radius) + 1.0) * (0.5 * _CELLS)).astype(np.int64)
-    cells = np.clip(cells, 0, _CELLS - 1)
+    cells = np.clip(((positions / radius + 1.0) * (0.5 * _CELLS)).astype(np.int64), 0, _CELLS - 1)
     return np.asarray(cells[:, 0] * _CELLS + cells[:, 1])
