@@ -37,6 +37,7 @@ setup(
         'opencv-python-headless>=4.6',
         'poselib>=2.0.2',
         'openvino>=2025.0',
+        'pyarrow>=14',
         'pyyaml',
         'rosbags>=0.11',
         'safetensors',

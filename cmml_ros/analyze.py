@@ -20,8 +20,9 @@ from cmml_ros.frame import Frame
 from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
-from cmml_ros.report.html import Picture, write_report
+from cmml_ros.report.html import Picture
 from cmml_ros.report.overlay import draw_overlay
+from cmml_ros.report.results import write_results
 from cmml_ros.report.results_bag import ResultsBag
 from cmml_ros.report.summary import Summary
 from cmml_ros.report.tables import (
@@ -30,9 +31,6 @@ from cmml_ros.report.tables import (
     TableWriter,
     frame_row,
     observation_row,
-    write_defects,
-    write_geojson,
-    write_json,
 )
 from cmml_ros.stream.assembler import Assembler
 
@@ -96,6 +94,7 @@ class _Analysis:
         self._pictures: list[Picture] = []
         self._range_noises_m: list[float] = []
         self._frames: Counter[str] = Counter()
+        self._cameras: Counter[str] = Counter()
         self._errors = _ReasonCounter()
         self._incomplete = _ReasonCounter()
         self._counts: dict[str, int] = {}
@@ -127,7 +126,7 @@ class _Analysis:
         """Write what is known only at the end."""
         for topic, count in reader.undecodable.items():
             self._errors.add(f'{topic}: bytes that are no {reader.topics()[topic]}', count)
-        entries = self._map.entries
+        snapshot = self._map.snapshot()
         summary = Summary(
             bag=reader.path.resolve().name,
             topics={
@@ -143,18 +142,19 @@ class _Analysis:
             counts=self._counts,
             errors=self._errors.counts,
             incomplete=self._incomplete.counts,
-            airholes=len(entries),
+            airholes=len(snapshot.entries),
             warnings=tuple(reader.warnings),
             fault=self._fault,
             range_noise_m=float(np.median(self._range_noises_m)) if self._range_noises_m else math.nan,
             timings_s=self._timings_s,
+            first_stamp_ns=min((picture.stamp_ns for picture in self._pictures), default=0),
+            last_stamp_ns=max((picture.stamp_ns for picture in self._pictures), default=0),
+            camera=', '.join(self._cameras),
+            largest_correction_m=snapshot.largest_correction_m,
         )
-        write_defects(self._out / 'defects.csv', entries)
-        write_geojson(self._out / 'defects.geojson', entries)
-        write_json(self._out / 'summary.json', summary.document(entries))
-        write_report(self._out / 'report.html', summary, entries, _choose_pictures(self._pictures))
+        write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))
         if self._results_bag is not None:
-            self._results_bag.write_map(entries, self._config.sync.map_frame)
+            self._results_bag.write_map(snapshot.entries, self._config.sync.map_frame)
         return summary
 
     def _feed(self, assembler: Assembler, topics: SensorTopics, message: BagMessage) -> None:
@@ -190,6 +190,7 @@ class _Analysis:
         if self._results_bag is not None:
             self._results_bag.write_frame(inspection, ids)
         self._pictures.append(_save_picture(self._out, inspection))
+        self._cameras[f'{frame.camera.width} x {frame.camera.height} px'] += 1
         self._frames['inspected'] += 1
         self._frames['with cloud'] += frame.cloud is not None
         self._frames['in map'] += frame.T_map_camera is not None

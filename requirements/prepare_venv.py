@@ -100,7 +100,8 @@ def check_machine(new_venv):
 def find_missing_packages(new_venv):
     """Debian names of what this machine lacks."""
     missing = []
-    for program, package in (('c++', 'g++'), ('cmake', 'cmake'), ('make', 'make')):
+    # Chromium prints reports, and their tests open them in it.
+    for program, package in (('c++', 'g++'), ('cmake', 'cmake'), ('make', 'make'), ('chromium', 'chromium')):
         if not shutil.which(program):
             missing.append(package)
     # open3d links to these.

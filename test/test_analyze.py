@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from cmml_ros.analyze import analyze
 from cmml_ros.bag.reader import BagReader
@@ -221,7 +223,10 @@ def test_all_files_agree(make_bag: MakeBag, tmp_path: Path):
     assert sorted(path.stem for path in (out / 'overlays').iterdir()) == [str(stamp) for stamp in STAMPS_NS]
     report = (out / 'report.html').read_text()
     assert report.count('<img src="data:image/jpeg;base64,') == 5
-    assert 'http' not in report  # nothing is loaded from elsewhere
+    assert not re.findall(r'(?:src|<link[^>]*href)="(?!data:)', report)  # nothing is loaded from elsewhere
+    table = parquet.read_table(out / 'defects.parquet').to_pylist()
+    assert [row['defect_id'] for row in table] == [1, 2]
+    assert [f'{row["area_mm2"]:.9g}' for row in table] == [row['area_mm2'] for row in defects]
 
     with BagReader(tmp_path / 'results') as reader:
         arrays = [message for _, message, _ in reader.messages(['/inspection_node/defects'])]
@@ -237,7 +242,7 @@ def test_a_second_run_gives_the_same_bytes(make_bag: MakeBag, tmp_path: Path):
     bag = make_bag()
     for name in ('one', 'two'):
         analyze(bag, tmp_path / name, InspectorConfig())
-    for name in ('defects.csv', 'defects.geojson', 'frames.csv', 'observations.csv', 'report.html'):
+    for name in ('defects.csv', 'defects.parquet', 'defects.geojson', 'frames.csv', 'observations.csv', 'report.html'):
         assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
     one, two = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('one', 'two'))
     del one['timings_s'], two['timings_s']

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmml_ros.mapping.defect_map import MapEntry
+from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot
+from cmml_ros.mapping.grading import Grading
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.report.html import Picture, format_place, format_quantity, format_utc, write_report
+from cmml_ros.report.html import Picture, format_interval, format_quantity, format_utc, write_report
 from cmml_ros.report.summary import Summary
 
 SUMMARY = Summary(
@@ -45,52 +47,81 @@ MEASUREMENT = Measurement(
 ENTRY = MapEntry(1, 0, 'map', MEASUREMENT, 0.9, 2, 1_700_000_000_123_000_000, 1_700_000_001_000_000_000)
 
 
-class Text(HTMLParser):
-    """The text of every table cell, and every address that the page would load."""
+SNAPSHOT = MapSnapshot('map', (ENTRY,), (), 0.0)
+NO_GRADE = Grading('no airhole has a place in the map')
 
-    def __init__(self, page: str) -> None:
+
+class Page(HTMLParser):
+    """The text of every fact, every address that the page would load, and the rows of the table."""
+
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.cells: list[str] = []
+        self.facts: list[str] = []
         self.addresses: list[str] = []
-        self.feed(page)
+        self.scripts: dict[str, str] = {}
+        self._script = ''
+        self.feed(text)
+        self.rows = json.loads(self.scripts['rows'])
+        self.details = [json.loads(line) for line in self.scripts['details'].splitlines()]
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in ('td', 'dd'):
-            self.cells.append('')
-        self.addresses += [value or '' for name, value in attributes if name in ('src', 'href')]
+        named = dict(attributes)
+        self._script = (named.get('id') or 'code') if tag == 'script' else ''
+        if tag == 'dd':
+            self.facts.append('')
+        self.addresses += [named[name] or '' for name in ('src', 'href') if name in named and tag != 'a']
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the interface
+        self._script = ''
 
     def handle_data(self, data: str) -> None:
-        if self.cells:
-            self.cells[-1] += data.strip()
+        if self._script:
+            self.scripts[self._script] = self.scripts.get(self._script, '') + data
+        elif self.facts:
+            self.facts[-1] += data.strip()
 
 
-def render(tmp_path: Path, summary: Summary = SUMMARY, entries: tuple[MapEntry, ...] = (ENTRY,)) -> str:
+def render(
+    tmp_path: Path,
+    summary: Summary = SUMMARY,
+    entries: tuple[MapEntry, ...] = (ENTRY,),
+    grading: Grading = NO_GRADE,
+) -> str:
     picture = Picture(tmp_path / '1.jpg', 1_700_000_000_123_000_000, 1)
     picture.path.write_bytes(b'\xff\xd8jpeg')
-    write_report(tmp_path / 'report.html', summary, entries, [picture])
+    snapshot = dataclasses.replace(SNAPSHOT, entries=entries)
+    write_report(tmp_path / 'report.html', summary, snapshot, grading, [picture])
     return (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
 def test_the_report_states_the_figures_with_their_deviation(tmp_path: Path):
-    cells = Text(render(tmp_path)).cells
-    row = cells.index('1', 7)  # after the facts at the top
-    assert cells[row : row + 7] == [
-        '1', '10.0', '78.5 ± 1.2', '3.10 ± 0.20', '1\u202f234 ± 56', 'measured', '0.100, 0.000, 2.000'
-    ]  # fmt: skip
+    page = Page(render(tmp_path))
+    (number, keys, texts), *others = page.rows
+    assert (number, texts, others) == (1, ['10.0', '78.5 ± 1.2', '3.10 ± 0.20', '1\u202f234 ± 56'], [])
+    assert keys == [10.0, 78.54, 3.1, 1234.0, 0, None, None, 0.9, 2]
+    assert page.details[0]['i'] == ['76.1 to 81.0', '2.71 to 3.49', '1\u202f124 to 1\u202f344']
+    assert page.details[0]['p'] == '0.100, 0.000, 2.000'
 
 
 def test_the_report_needs_nothing_else(tmp_path: Path):
-    page = render(tmp_path)
-    assert Text(page).addresses == ['data:image/jpeg;base64,/9hqcGVn']
-    assert '2023-11-14 22:13:20.123 UTC' in page
+    text = render(tmp_path)
+    assert Page(text).addresses == ['data:image/jpeg;base64,/9hqcGVn']
+    assert '2023-11-14 22:13:20.123 UTC' in text
 
 
 def test_what_is_wrong_stands_at_the_top_and_text_is_escaped(tmp_path: Path):
     summary = dataclasses.replace(SUMMARY, bag='<b>', fault='pier.mcap: cut <off>', warnings=('no metadata.yaml',))
-    page = render(tmp_path, summary)
-    assert '<h1>Airholes in &lt;b&gt;</h1>' in page
-    assert 'cut &lt;off&gt;' in page.split('<dl')[0]
-    assert 'no metadata.yaml' in page.split('<dl')[0]
+    text = render(tmp_path, summary)
+    assert '<h1>Airholes in &lt;b&gt;</h1>' in text
+    assert 'cut &lt;off&gt;' in text.split('<dl')[0]
+    assert 'no metadata.yaml' in text.split('<dl')[0]
+
+
+def test_text_cannot_leave_the_script_that_holds_it(tmp_path: Path):
+    evil = dataclasses.replace(MEASUREMENT, reason='</script><script>alert(1)</script>')
+    page = Page(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=evil),)))
+    assert page.details[0]['w'] == '</script><script>alert(1)</script>'
+    assert 'alert' not in page.scripts['code']
 
 
 def test_unknown_is_a_dash_and_a_bound_is_a_bound(tmp_path: Path):
@@ -101,16 +132,19 @@ def test_unknown_is_a_dash_and_a_bound_is_a_bound(tmp_path: Path):
         volume_m3=2e-9,
         volume_upper_bound_m3=12.3e-9,
     )
-    cells = Text(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=below),))).cells
-    assert '< 12.3' in cells
-    assert 'below detection limit' in cells
+    page = Page(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=below),)))
+    assert page.rows[0][2] == ['10.0', '78.5 ± 1.2', '–', '< 12.3']
     unknown = Measurement.unknown(Status.NO_TRANSFORM, 'no extrinsic')
-    cells = Text(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=unknown),))).cells
-    assert cells.count('–') >= 5
+    page = Page(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=unknown),)))
+    assert page.rows[0][2] == ['–'] * 4
+    assert page.rows[0][1][:4] == [None] * 4
+    assert page.details[0]['w'] == 'no extrinsic'
 
 
 def test_nothing_found_is_said(tmp_path: Path):
-    assert 'None found in 2 frames.' in render(tmp_path, entries=())
+    text = render(tmp_path, entries=())
+    assert 'None found in 2 frames.' in text
+    assert 'Not graded:</span> no airhole has a place in the map.' in text
 
 
 @pytest.mark.parametrize(
@@ -129,8 +163,11 @@ def test_figures_are_rounded_to_their_deviation(value: float, std: float, text: 
     assert format_quantity(value, std) == text
 
 
-def test_times_and_places():
+def test_intervals_do_not_go_below_zero():
+    assert format_interval(1.0, 1.0, 1.0) == '0.0 to 3.0'
+    assert format_interval(nan, 1.0, 1.0) == '–'
+
+
+def test_times():
     assert format_utc(1_700_000_000_123_456_789) == '2023-11-14 22:13:20.123 UTC'
     assert format_utc(12_345_000_000) == '12.345 s'
-    assert format_place(np.array([1.0, -0.0004, nan])) == '–'
-    assert format_place(np.array([1.0, -0.0004, 2.0])) == '1.000, 0.000, 2.000'

@@ -12,6 +12,7 @@ import numpy as np
 
 from cmml_ros.config import Scalar
 from cmml_ros.mapping.defect_map import MapEntry
+from cmml_ros.mapping.grading import Grading
 from cmml_ros.measurement.defect import Status
 from cmml_ros.report.tables import format_number
 from cmml_ros.version import read_version
@@ -24,7 +25,8 @@ class Summary:
     frames: inspected. counts: messages and frames received and lost, by reason. errors: messages and frames that could
     not be used, by what was wrong. incomplete: inspected frames by why they lack a cloud, a transform or the map.
     fault: why the bag could not be read to its end; empty when it was. range_noise_m: median over the airholes; NaN
-    when none has points. timings_s: wall time by stage.
+    when none has points. timings_s: wall time by stage. first_stamp_ns, last_stamp_ns: of the inspected images. camera:
+    its picture size. largest_correction_m: by how much the map corrected the pose of the robot.
     """
 
     bag: str
@@ -42,12 +44,17 @@ class Summary:
     fault: str
     range_noise_m: float
     timings_s: dict[str, float]
+    first_stamp_ns: int = 0
+    last_stamp_ns: int = 0
+    camera: str = ''
+    largest_correction_m: float = 0.0
 
-    def document(self, entries: Sequence[MapEntry]) -> dict[str, Any]:
+    def document(self, entries: Sequence[MapEntry], grading: Grading) -> dict[str, Any]:
         """`summary.json`: this and the counts of the airholes, ready for JSON, NaN as null."""
         facts = dataclasses.asdict(self)
         range_noise_m = facts.pop('range_noise_m')
         timings_s = facts.pop('timings_s')
+        correction_m = facts.pop('largest_correction_m')
         return {
             'package_version': read_version(),
             **facts,
@@ -55,6 +62,8 @@ class Summary:
             'area_status': count_statuses([entry.measurement.area_status for entry in entries]),
             'volume_status': count_statuses([entry.measurement.volume_status for entry in entries]),
             'area_sum_mm2': _number(float(np.nansum([entry.measurement.area_m2 for entry in entries])) * 1e6),
+            'largest_correction_mm': _number(correction_m * 1e3),
+            'grading': _describe_grading(grading),
             'timings_s': timings_s,
         }
 
@@ -63,6 +72,30 @@ def count_statuses(statuses: Sequence[Status]) -> dict[str, int]:
     """How often each status occurs, all of them named."""
     counts = Counter(statuses)
     return {status.name: counts[status] for status in Status}
+
+
+def _describe_grading(grading: Grading) -> dict[str, Any]:
+    return {
+        'reason': grading.reason,
+        'surface': grading.surface.kind if grading.surface else '',
+        'inspected_m2': _number(grading.inspected_m2),
+        'share': _number(grading.share),
+        'share_std': _number(grading.share_std),
+        'share_sampling_std': _number(grading.share_sampling_std),
+        'standards': [
+            {
+                'title': one.standard.title,
+                'edition': one.standard.edition,
+                'best': one.best,
+                'test_areas': int(one.areas.complete.sum()),
+                'classes': [
+                    {'name': verdict.name, 'verdict': verdict.verdict.value, 'reason': verdict.reason}
+                    for verdict in one.classes
+                ],
+            }
+            for one in grading.grades
+        ],
+    }
 
 
 def _number(value: float) -> float | None:

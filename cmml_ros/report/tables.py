@@ -43,6 +43,8 @@ DEFECT_COLUMNS = (
     'defect_id', 'frame_id', *_MEASUREMENT_NAMES, 'area_status', 'volume_status', 'confidence', 'observations',
     'point_count', 'first_stamp_ns', 'last_stamp_ns',
 )  # fmt: skip
+_TEXTS = ('frame_id', 'area_status', 'volume_status')
+_INTEGERS = ('defect_id', 'observations', 'point_count', 'first_stamp_ns', 'last_stamp_ns')
 OBSERVATION_COLUMNS = (
     'stamp_ns', 'defect_id', 'frame_id', 'roi_left', 'roi_top', 'roi_width', 'roi_height', 'confidence',
     *_MEASUREMENT_NAMES, 'area_status', 'volume_status', 'point_count', 'reason',
@@ -158,6 +160,19 @@ def write_geojson(path: Path, entries: Iterable[MapEntry]) -> None:
     )
 
 
+def write_parquet(path: Path, entries: Iterable[MapEntry]) -> None:
+    """`defects.parquet`: the columns of defects.csv with types, the same bytes for the same result."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [defect_row(entry) for entry in entries]
+    columns = {}
+    for name in DEFECT_COLUMNS:
+        kind = pyarrow.string() if name in _TEXTS else pyarrow.int64() if name in _INTEGERS else pyarrow.float64()
+        columns[name] = pyarrow.array([_property(name, row[name]) for row in rows], kind)
+    parquet.write_table(pyarrow.table(columns), path, compression='zstd')
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """`document` as indented JSON."""
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
@@ -181,8 +196,8 @@ def _geometry(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def _property(name: str, cell: str) -> str | int | float | None:
-    if name in ('frame_id', 'area_status', 'volume_status'):
+    if name in _TEXTS:
         return cell
-    if name in ('defect_id', 'observations', 'point_count', 'first_stamp_ns', 'last_stamp_ns'):
+    if name in _INTEGERS:
         return int(cell)
     return float(cell) if cell else None
