@@ -178,7 +178,7 @@ class _Analysis:
         except CmmlError as error:
             self._errors.add(str(error))
             return
-        make_closeup = CloseupMaker(frame).make
+        make_closeup = CloseupMaker(frame, inspection.T_camera_lidar).make
         ids = self._map.add(
             inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
         )

@@ -22,6 +22,7 @@ from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
 from cmml_ros.cli import main
 from cmml_ros.config import InspectorConfig
+from cmml_ros.errors import PoseError
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.report.tables import DEFECT_COLUMNS
 
@@ -36,6 +37,7 @@ DEPTH_M = 0.004
 
 class ThresholdSegmenter:
     model_id = 'threshold'
+    network = None
 
     def __init__(self, *_: object) -> None:
         pass
@@ -50,9 +52,20 @@ class ThresholdSegmenter:
         return masks
 
 
+class NoRegistrar:
+    """There is no network to match with, so the extrinsic stays as it is given."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def refine(self, *_: object) -> None:
+        raise PoseError('no network')
+
+
 @pytest.fixture(autouse=True)
 def known_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
+    monkeypatch.setattr('cmml_ros.inspector.Registrar', NoRegistrar)
 
 
 @dataclasses.dataclass

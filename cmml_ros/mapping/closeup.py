@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmml_ros.frame import Frame
+from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect
 
 Array = NDArray[np.float64]
@@ -36,10 +37,11 @@ class Closeup:
 
 
 class CloseupMaker:
-    """Makes the closeups of one frame."""
+    """Makes the closeups of one frame, with its points taken through T_camera_lidar."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, T_camera_lidar: SE3 | None) -> None:
         self._frame = frame
+        self._T_camera_lidar = T_camera_lidar
         self._points: Array | None = None
         self._rows: Array = np.empty(0)
 
@@ -83,10 +85,10 @@ class CloseupMaker:
         """Points in the camera's frame that project beside `position`, (n, 3)."""
         frame = self._frame
         if self._points is None:
-            if frame.cloud is None or frame.T_camera_lidar is None:
+            if frame.cloud is None or self._T_camera_lidar is None:
                 self._points = np.empty((0, 3))
             else:
-                points = frame.T_camera_lidar.apply(frame.cloud.points)
+                points = self._T_camera_lidar.apply(frame.cloud.points)
                 points = points[points[:, 2] > 0.0]
                 rows = points[:, 1] / points[:, 2]
                 order = np.argsort(rows, kind='stable')

@@ -99,7 +99,7 @@ class InspectionWorker:
         if frame.T_map_camera is None:
             ids = map_ids = list(range(len(inspection.defects)))
         else:
-            make_closeup = CloseupMaker(frame).make
+            make_closeup = CloseupMaker(frame, inspection.T_camera_lidar).make
             ids = self._map.add(
                 inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
             )
