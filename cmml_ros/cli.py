@@ -156,17 +156,18 @@ def _train(options: argparse.Namespace) -> None:
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         'evaluate',
-        help='how right the results are, on simulated airholes of known size',
-        description='Simulate airholes of known size, measure them, and print how wrong the results are and how often '
-        'their 95 %% intervals hold the truth; the figures also go to DIR as JSON and PNG.',
+        help='how right network and measurement are, on simulated walls',
+        description='Simulate walls that training never saw and print how well the network finds airholes and lays '
+        'clouds on pictures, beside what one would use instead; or, with --measurement, how wrong areas, depths and '
+        'volumes are and how often their 95 %% intervals hold the truth. The figures also go to DIR.',
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    parser.set_defaults(run=_evaluate_network)
+    parser.add_argument(
         '--measurement',
         dest='run',
         action='store_const',
         const=_evaluate_measurement,
-        help='area, depth and volume by sensor, distance, incidence and size',
+        help='area, depth and volume by sensor, distance, incidence and size, instead of the network',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('out/evaluation'), metavar='DIR', help='results (default: %(default)s)'
@@ -175,8 +176,25 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         '--masks', choices=MASKS, default=MASKS[0], help='of the measurement: exact, or found (default: %(default)s)'
     )
-    parser.add_argument('--full', action='store_true', help='the whole grid, not the one of a minute or two')
+    parser.add_argument(
+        '--full', action='store_true', help='of the measurement: the whole grid, not the one of a minute or two'
+    )
+    parser.add_argument(
+        '--frames', type=int, default=16, metavar='N', help='of the network: views a sensor (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--look', choices=LOOKS, default=LOOKS[0], help='of the network: how views are rendered (default: %(default)s)'
+    )
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='the same number gives the same airholes')
+
+
+def _evaluate_network(options: argparse.Namespace) -> None:
+    from cmml_ros.config import InspectorConfig, load_config
+    from cmml_ros.evaluation.network import UNSEEN_SEED, evaluate_network
+
+    config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
+    seed = UNSEEN_SEED + options.seed
+    print(evaluate_network(options.out, config, frames=options.frames, seed=seed, look=options.look))
 
 
 def _evaluate_measurement(options: argparse.Namespace) -> None:

@@ -46,17 +46,24 @@ _ROLLS_RAD = (0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi)
 class Registration:
     """What the data say about one frame.
 
-    correction, covariance: (6,) and (6, 6) rotation vector (rad) and translation (m) of T_camera_lidar after the given
-    extrinsic, in the camera frame, from the data alone; None without a given extrinsic. match_count, inlier_ratio: of
-    the last stage.
+    matched_points, matched_pixels: numbers of points of the cloud (K,) and the pixels (K, 2) that show them, of the
+    last stage, right and wrong ones; inlier_ratio: the share that agrees. correction, covariance: (6,) and (6, 6)
+    rotation vector (rad) and translation (m) of T_camera_lidar after the given extrinsic, in the camera frame, from the
+    data alone; None without a given extrinsic.
     """
 
     T_camera_lidar: SE3
-    match_count: int
+    matched_points: NDArray[np.intp]
+    matched_pixels: Array
     inlier_ratio: float
     point_std_m: float
     correction: Array | None = None
     covariance: Array | None = None
+
+    @property
+    def match_count(self) -> int:
+        """How many pixels were matched with points."""
+        return len(self.matched_points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +143,9 @@ class _View:
             raise PoseError(f'{len(cloud)} points are too few to be matched with a picture')
         self._network = network
         self._device = device
-        self.camera = camera.scaled(min(1.0, _WIDTH_PX / camera.width))
+        self.factor = min(1.0, _WIDTH_PX / camera.width)
+        self.camera = camera.scaled(self.factor)
+        self.matches = _Matches(np.empty(0, np.intp), np.empty((0, 2)))
         size = (self.camera.width, self.camera.height)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         bottom, right = -size[1] % INPUT_MULTIPLE, -size[0] % INPUT_MULTIPLE
@@ -174,10 +183,12 @@ class _View:
     def polish(self, estimate: PoseEstimate) -> PoseEstimate:
         """The pose from fine matches, each round about the pose of the round before."""
         for tolerance_px in _FINE_TOLERANCES_PX:
-            estimate = self.solve(self._match_points(estimate.T_camera_points), tolerance_px)
+            self.matches = self._match_points(estimate.T_camera_points)
+            estimate = self.solve(self.matches, tolerance_px)
         return estimate
 
     def solve(self, matches: _Matches, tolerance_px: float) -> PoseEstimate:
+        """The pose of the points; raises PoseError when the matches do not determine one."""
         return estimate_pose(self.points[matches.points], matches.pixels, self.camera, tolerance_px)
 
     def _match_points(self, T_view_lidar: SE3) -> _Matches:
@@ -299,7 +310,8 @@ def _conclude(view: _View, estimate: PoseEstimate, T_camera_lidar: SE3, correcti
         )
     return Registration(
         T_camera_lidar,
-        len(estimate.inliers),
+        view.matches.points,
+        (view.matches.pixels + 0.5) / view.factor - 0.5,
         estimate.inlier_ratio,
         point_std_m,
         correction,
