@@ -136,7 +136,25 @@ class MeasurementConfig:
     range_bias_m: float = setting(
         0.0, 'range error common to one airhole, not removed by averaging', unit='m', low=0.0, high=1.0
     )
-    boundary_std_px: float = setting(0.3, 'systematic deviation of the rim in the image', unit='px', low=0.0, high=10.0)
+    distance_std_m: float = setting(
+        0.0, 'range error that surface and airhole share; changes lengths, not depths', unit='m', low=0.0, high=1.0
+    )
+    focal_std_ratio: float = setting(
+        0.0, 'relative deviation of the focal length; 0 takes it as exact', low=0.0, high=0.1
+    )
+    extrinsic_rotation_std_rad: float = setting(
+        0.0, 'deviation of the extrinsic about each axis; 0 takes it as exact', unit='rad', low=0.0, high=0.1
+    )
+    extrinsic_translation_std_m: float = setting(
+        0.0, 'deviation of the extrinsic along each axis; 0 takes it as exact', unit='m', low=0.0, high=0.1
+    )
+    boundary_std_px: float = setting(
+        0.0,
+        'systematic deviation of the rim in the image; 0 takes it from the soft mask',
+        unit='px',
+        low=0.0,
+        high=10.0,
+    )
     detection_factor: float = setting(
         3.3, 'deviations above an undamaged patch from which a depth is measured', low=1.0, high=10.0
     )

@@ -130,3 +130,11 @@ def test_the_readme_lists_every_setting_with_its_default():
         default = str(entry.default).lower() if entry.type is bool else entry.default
         assert f'| `{entry.name}` | `{default}` |' in readme, entry.name
         assert f'| {entry.setting.doc} |' in readme, entry.name
+
+
+@pytest.mark.parametrize(
+    'path', sorted((Path(__file__).parents[1] / 'config' / 'sensors').glob('*.yaml')), ids=lambda path: path.stem
+)
+def test_a_sensor_preset_loads_and_names_its_source(path: Path) -> None:
+    load_config(InspectorConfig, path)
+    assert 'Source:' in path.read_text() or 'Source of the figures:' in path.read_text()

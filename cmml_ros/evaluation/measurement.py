@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from cmml_ros.config import InspectorConfig, flatten_config
+from cmml_ros.config import InspectorConfig, MeasurementConfig, flatten_config
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.transforms import SE3
@@ -304,7 +304,8 @@ def sample_measurements(
             else:
                 found, sound = _match(view.masks, segment(image, projected))
             given = [mask for mask in found if mask is not None]
-            measured = iter(measure([*given, *sound], projected, CAMERA, config.surface, config.measurement))
+            settings = _as_preset(SENSORS[name], config.measurement)
+            measured = iter(measure([*given, *sound], projected, CAMERA, config.surface, settings))
             for mask, truth, (diameter_m, depth_ratio), true_mask in zip(
                 found, view.holes, view.sizes, view.masks, strict=True
             ):
@@ -312,6 +313,13 @@ def sample_measurements(
                     yield _make_sample(view, name, diameter_m, depth_ratio, true_mask, truth, next(measured))
             for mask, measurement in zip(sound, measured, strict=True):
                 yield _make_sample(view, name, math.nan, math.nan, mask, None, measurement)
+
+
+def _as_preset(sensor: RangeSensor, settings: MeasurementConfig) -> MeasurementConfig:
+    """`settings` with what a preset for this sensor would hold; its noise stays to be estimated."""
+    if isinstance(sensor, TofLidar):
+        return settings
+    return dataclasses.replace(settings, distance_std_m=sensor.bias_m)
 
 
 def _make_sample(

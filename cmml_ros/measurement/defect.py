@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.measurement.uncertainty import Budget
 
 Array = NDArray[np.float64]
 
@@ -43,6 +44,7 @@ class Measurement:
     *_systematic_std: the part of a deviation that all views of an airhole share, so that fusing does not lessen it;
     NaN when nobody told, which is to be taken as all of it.
     outline: (n, 3) rim polygon on the surface, counter-clockwise seen from outside. normal points out of the wall.
+    *_budget: what a deviation is made of; None where there is none, and where views were fused.
     """
 
     area_status: Status
@@ -67,6 +69,9 @@ class Measurement:
     range_noise_m: float = math.nan
     point_count: int = 0
     reason: str = ''
+    area_budget: Budget | None = None
+    depth_budget: Budget | None = None
+    volume_budget: Budget | None = None
 
     @classmethod
     def unknown(cls, status: Status, reason: str) -> Measurement:

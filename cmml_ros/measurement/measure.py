@@ -18,9 +18,15 @@ from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.measurement.rim import Rim, find_rim_level, outline_in_image
+from cmml_ros.measurement.rim import Rim, find_boundary_std, find_rim_level, outline_in_image
 from cmml_ros.measurement.shape_prior import Opening, Prior, Readings, fit_cavity
-from cmml_ros.measurement.uncertainty import UPPER_95, Budget, assume_range_bias, find_undamaged_std
+from cmml_ros.measurement.uncertainty import (
+    UPPER_95,
+    Budget,
+    ExtrinsicStd,
+    assume_range_bias,
+    find_undamaged_std,
+)
 
 __all__ = ['is_flat', 'measure', 'outline_in_image']
 
@@ -55,18 +61,22 @@ def measure(
     surface: SurfaceConfig,
     config: MeasurementConfig,
     unknown: tuple[Status, str] | None = None,
+    extrinsic: ExtrinsicStd | None = None,
 ) -> list[Measurement]:
     """One Measurement per mask, in its order, in the camera's optical frame.
 
-    projected: the points that the camera sees. unknown: status and reason when there are none. What cannot be measured
-    has a status and a reason instead of a size; no geometry raises.
+    projected: the points that the camera sees. unknown: status and reason when there are none. extrinsic: how well the
+    points are placed against the picture in this frame, None for what `config` says. What cannot be measured has a
+    status and a reason instead of a size; no geometry raises.
     """
     if projected is None:
         status, reason = unknown or (Status.NO_POINTS, 'no point cloud')
         return [Measurement.unknown(status, reason) for _ in masks]
+    if extrinsic is None:
+        extrinsic = ExtrinsicStd(config.extrinsic_rotation_std_rad, config.extrinsic_translation_std_m)
     points = _PointMap(projected, camera)
     occupied = _find_occupied(masks, camera, surface)
-    return [_measure_one(mask, points, occupied, camera, surface, config) for mask in masks]
+    return [_measure_one(mask, points, occupied, camera, surface, config, extrinsic) for mask in masks]
 
 
 def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
@@ -159,6 +169,7 @@ def _measure_one(
     camera: Camera,
     surface_config: SurfaceConfig,
     config: MeasurementConfig,
+    extrinsic: ExtrinsicStd,
 ) -> Measurement:
     try:
         if not _has_area(mask):
@@ -174,7 +185,8 @@ def _measure_one(
     elevation_std = surface.elevation_std(*rim.centre)
     bias_m = assume_range_bias(surface.range_noise_m, config.range_bias_m)
     fit_distance_std = elevation_std / cosine
-    distance_std = math.hypot(fit_distance_std, bias_m)
+    shared_distance_std = math.hypot(bias_m, config.distance_std_m, extrinsic.translation_m)
+    distance_std = math.hypot(fit_distance_std, shared_distance_std)
     placed = Measurement(
         area_status=Status.CUT_BY_BORDER,
         volume_status=Status.CUT_BY_BORDER,
@@ -188,8 +200,10 @@ def _measure_one(
     if mask.touches_border:
         return placed
 
-    scale_std, scale_bias = 2.0 * fit_distance_std / distance, 2.0 * bias_m / distance
-    boundary_std = config.boundary_std_px * rim.perimeter_px / mask.area_px
+    scale_std = 2.0 * fit_distance_std / distance
+    scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
+    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, rim.perimeter_px)
+    boundary_std = boundary_std_px * rim.perimeter_px / mask.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,
         bias=(scale_bias * rim.area) ** 2,
@@ -201,6 +215,7 @@ def _measure_one(
         area_status=Status.MEASURED,
         area_m2=rim.area,
         area_std_m2=area_budget.std,
+        area_budget=area_budget,
         area_systematic_std_m2=area_budget.systematic_std,
         equivalent_diameter_m=2.0 * math.sqrt(rim.area / math.pi),
         major_axis_m=major_axis_m,
@@ -244,6 +259,8 @@ def _measure_one(
         patch=(volume.common_response * surface.patch_std_m) ** 2,
         bias=(volume.common_response * bias_m) ** 2 + (scale_bias * volume.mean) ** 2,
         boundary=(boundary_std * rim.area * rim_depth) ** 2,
+        # Shifted against the mask, the readings leave a crescent of sound wall inside it, one diameter long.
+        calibration=(extrinsic.shift_m(distance) * diameter * rim_depth) ** 2,
     )
     depth_budget = Budget(
         noise=depth.noise_variance,
@@ -267,6 +284,8 @@ def _measure_one(
         depth_max_m=depth.mean,
         depth_max_std_m=depth_budget.std,
         depth_max_systematic_std_m=depth_budget.systematic_std,
+        depth_budget=depth_budget,
+        volume_budget=volume_budget,
         volume_m3=volume.mean,
         volume_std_m3=volume_budget.std,
         volume_systematic_std_m3=volume_budget.systematic_std,

@@ -16,10 +16,26 @@ from cmml_ros.geometry.surface import Surface
 
 Array = NDArray[np.float64]
 
+_EXACT_SOFTNESS = 1.0 / 6.0
+_MIN_BOUNDARY_STD_PX = 0.01
+
 
 def find_rim_level(mask: InstanceMask) -> float:
     """The coverage that separates inside from outside: one half, or less in a mask that never gets there."""
     return 0.5 * min(1.0, float(mask.coverage.max()))
+
+
+def find_boundary_std(mask: InstanceMask, perimeter_px: float) -> float:
+    """Deviation of the rim, pixels, all around alike, from how soft the mask is across it.
+
+    Read as the probability that the rim lies farther out, a mask that falls off logistically with scale w puts the rim
+    at a deviation of pi w / sqrt(3), and the sum of p (1 - p) per pixel of rim is w. An exact mask has 1/6 there, the
+    mean over all places of a rim in a pixel, which is no doubt; a binary one has 0, and does not tell where in its
+    pixels the rim lies.
+    """
+    coverage = mask.coverage.astype(np.float64)
+    softness = float((coverage * (1.0 - coverage)).sum()) / perimeter_px
+    return max(math.pi / math.sqrt(3.0) * abs(softness - _EXACT_SOFTNESS), _MIN_BOUNDARY_STD_PX)
 
 
 def outline_in_image(mask: InstanceMask) -> Array:

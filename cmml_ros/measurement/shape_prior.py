@@ -278,12 +278,14 @@ class _Cells:
     """Readings condensed to the cells of the grid that hold any: (M,) numbers of the cells, and (M,) of the rest.
 
     deviations: from the cap, along the normal. by_depth: derivative of the cap's depth there by its greatest depth.
+    variances: of the deviations, and white_variances: the part of them that is white noise of the range.
     """
 
     numbers: NDArray[np.int64]
     deviations: Array
     by_depth: Array
-    noise_variances: Array
+    variances: Array
+    white_variances: Array
 
 
 class _Field:
@@ -301,7 +303,7 @@ class _Field:
         covariance = self._field_variance * grid.kernel[np.ix_(cells.numbers, cells.numbers)]
         covariance += self._depth_variance * np.outer(cells.by_depth, cells.by_depth)
         covariance += self._steepness_variance * (steepness @ steepness.T)
-        covariance[np.diag_indices(len(cells.numbers))] += cells.noise_variances
+        covariance[np.diag_indices(len(cells.numbers))] += cells.variances
         self._factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
         innovation = cells.deviations - cells.by_depth * self._shift
         self._solved = cho_solve(self._factor, innovation, check_finite=False)
@@ -343,7 +345,7 @@ class _Field:
         gain = by_depth * self._depth_variance * self._cells.by_depth + to_cells
         weights = cho_solve(self._factor, gain, check_finite=False)
         total = by_depth**2 * self._depth_variance + variance - float(gain @ weights)
-        from_noise = float(weights**2 @ self._cells.noise_variances)
+        from_noise = float(weights**2 @ self._cells.white_variances)
         mean = cap_value + by_depth * self._shift + float(gain @ self._solved)
         return Posterior(mean, from_noise, max(total - from_noise, 0.0), float(weights.sum()))
 
@@ -366,14 +368,16 @@ def _condense(opening: Opening, cap: EllipsoidCap, readings: Readings, noise: fl
 
     numbers = _cell_numbers(places, opening.radius)
     lateral = opening.radius * min(_LATERAL_STD * math.sqrt(math.pi / len(readings)), _MAX_LATERAL_STD)
-    weight = 1.0 / ((slopes * noise) ** 2 + lateral**2 * np.einsum('ij,ij->i', gradients, gradients))
+    white = (slopes * noise) ** 2
+    weight = 1.0 / (white + lateral**2 * np.einsum('ij,ij->i', gradients, gradients))
     total = np.bincount(numbers, weight)
     filled = np.flatnonzero(total)
     return _Cells(
         numbers=filled,
         deviations=np.bincount(numbers, weight * deviations)[filled] / total[filled],
         by_depth=np.bincount(numbers, weight * by_depth)[filled] / total[filled],
-        noise_variances=1.0 / total[filled],
+        variances=1.0 / total[filled],
+        white_variances=np.bincount(numbers, weight**2 * white)[filled] / total[filled] ** 2,
     )
 
 
@@ -407,8 +411,8 @@ def _find_field_std(cells: _Cells, prior_std: float) -> float:
     """Deviation of the field, by moments from the cells, each counted by its information, shrunk to the prior."""
     tapers = _grid().tapers[cells.numbers]
     prior_variances = (prior_std * tapers) ** 2
-    share = (prior_variances / (prior_variances + cells.noise_variances)) ** 2
-    seen = float((share * (cells.deviations**2 - cells.noise_variances) / tapers**2).sum())
+    share = (prior_variances / (prior_variances + cells.variances)) ** 2
+    seen = float((share * (cells.deviations**2 - cells.variances) / tapers**2).sum())
     variance = (_PRIOR_CELLS * prior_std**2 + seen) / (_PRIOR_CELLS + float(share.sum()))
     return math.sqrt(max(variance, (0.1 * prior_std) ** 2))
 

@@ -6,6 +6,7 @@ detection limit: Currie, Anal. Chem. 40 (1968) 586; ISO 11843-2:2000. Derivation
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class Budget:
 
     New in every view: noise: white noise of the readings. surface: the fit of the reference surface. scale: size of a
     pixel on the surface. The same in every view: shape: what no reading saw. patch: patches of the real surface that
-    deviate from it. bias: range error common to the readings. boundary: the rim in the image.
+    deviate from it. bias: what changes all ranges or all lengths together. boundary: the rim in the image. calibration:
+    readings shifted against the mask by the extrinsic.
     """
 
     noise: float = 0.0
@@ -31,16 +33,34 @@ class Budget:
     patch: float = 0.0
     bias: float = 0.0
     boundary: float = 0.0
+    calibration: float = 0.0
 
     @property
     def systematic_std(self) -> float:
         """Standard deviation of what further views of the same airhole do not average out."""
-        return math.sqrt(self.shape + self.patch + self.bias + self.boundary)
+        return math.sqrt(self.shape + self.patch + self.bias + self.boundary + self.calibration)
 
     @property
     def std(self) -> float:
         """Combined standard deviation."""
         return math.sqrt(self.noise + self.surface + self.scale + self.systematic_std**2)
+
+    @property
+    def stds(self) -> dict[str, float]:
+        """Standard deviation from each origin alone, by its name."""
+        return {name: math.sqrt(variance) for name, variance in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ExtrinsicStd:
+    """Deviation of the extrinsic, the same for every axis."""
+
+    rotation_rad: float
+    translation_m: float
+
+    def shift_m(self, distance_m: float) -> float:
+        """Deviation of where a reading lies, in any one direction across the view, metres."""
+        return math.hypot(self.translation_m, self.rotation_rad * distance_m)
 
 
 def assume_range_bias(range_noise_m: float, configured_m: float) -> float:

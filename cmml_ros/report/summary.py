@@ -64,8 +64,31 @@ class Summary:
             'area_sum_mm2': _number(float(np.nansum([entry.measurement.area_m2 for entry in entries])) * 1e6),
             'largest_correction_mm': _number(correction_m * 1e3),
             'grading': _describe_grading(grading),
+            'budgets': list_budgets(entries),
             'timings_s': timings_s,
         }
+
+
+def list_budgets(entries: Sequence[MapEntry]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By defect id and quantity: the standard deviation from each origin, in mm2, mm and mm3.
+
+    Airholes whose views were fused have none: their budgets are those of the observations.
+    """
+    budgets: dict[str, dict[str, dict[str, float | None]]] = {}
+    for entry in entries:
+        found = entry.measurement
+        of_quantity = {
+            name: {origin: _number(std * unit) for origin, std in budget.stds.items()}
+            for name, budget, unit in (
+                ('area_mm2', found.area_budget, 1e6),
+                ('depth_max_mm', found.depth_budget, 1e3),
+                ('volume_mm3', found.volume_budget, 1e9),
+            )
+            if budget is not None
+        }
+        if of_quantity:
+            budgets[str(entry.defect_id)] = of_quantity
+    return budgets
 
 
 def count_statuses(statuses: Sequence[Status]) -> dict[str, int]:
