@@ -10,7 +10,7 @@ from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface
-from cmml_ros.measurement.rim import Rim, outline_in_image
+from cmml_ros.measurement.rim import Rim, find_boundary_std, outline_in_image
 
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 800.0, 780.0, 319.5, 239.5)
@@ -97,3 +97,27 @@ def test_mask_beyond_the_horizon_is_refused() -> None:
     mask = InstanceMask(np.ones((480, 640), np.float32), 0, 0, 1.0)
     with pytest.raises(SurfaceError, match='beyond the surface'):
         Rim.from_mask(mask, CAMERA, make_surface(math.radians(80.0)))
+
+
+def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
+    """A disc of 40 px: exact, rounded to whole pixels, and falling off logistically over 0.5 px."""
+    size, radius = 61, 20.0
+    fine = (np.arange(size * 8) + 0.5) / 8 - 0.5 - size // 2
+    distance = np.hypot(*np.meshgrid(fine, fine)) - radius
+    perimeter = 2.0 * math.pi * radius
+
+    def std_of(coverage: np.ndarray) -> float:
+        mean = coverage.reshape(size, 8, size, 8).mean(axis=(1, 3)).astype(np.float32)
+        return find_boundary_std(InstanceMask(mean, 0, 0, 1.0), perimeter)
+
+    assert std_of((distance < 0.0).astype(float)) < 0.02
+    soft = std_of(1.0 / (1.0 + np.exp(distance / 0.5)))
+    # 0.5 px of scale and a pixel's own sixth: pi / sqrt(3) (0.5 - 1/6), to the softness that a pixel adds.
+    assert soft == pytest.approx(math.pi / math.sqrt(3.0) * (0.5 + 0.06 - 1.0 / 6.0), rel=0.15)
+    whole = (np.hypot(*np.meshgrid(np.arange(size) - size // 2, np.arange(size) - size // 2)) < radius).astype(
+        np.float32
+    )
+    # Where a rim lies within its pixels is unknown: one pixel over the square root of twelve.
+    assert find_boundary_std(InstanceMask(whole, 0, 0, 1.0), perimeter) == pytest.approx(
+        1.0 / math.sqrt(12.0), rel=0.06
+    )

@@ -44,7 +44,7 @@ class Measurement:
     *_systematic_std: the part of a deviation that all views of an airhole share, so that fusing does not lessen it;
     NaN when nobody told, which is to be taken as all of it.
     outline: (n, 3) rim polygon on the surface, counter-clockwise seen from outside. normal points out of the wall.
-    *_budget: what a deviation is made of; None where there is none, and where views were fused.
+    *_budget: what a deviation of a single view is made of; None where there is none.
     """
 
     area_status: Status

@@ -72,7 +72,7 @@ class Summary:
 def list_budgets(entries: Sequence[MapEntry]) -> dict[str, dict[str, dict[str, float | None]]]:
     """By defect id and quantity: the standard deviation from each origin, in mm2, mm and mm3.
 
-    Airholes whose views were fused have none: their budgets are those of the observations.
+    Of an airhole seen more than once: those of its most complete view, before the views were fused.
     """
     budgets: dict[str, dict[str, dict[str, float | None]]] = {}
     for entry in entries:
