@@ -47,8 +47,10 @@ setup(
         'zstandard',
     ],
     # What `cmml simulate`, `cmml train` and `cmml evaluate` need on top: all of them work on simulated walls.
+    # 'cluster': `cmml analyze --workers` and `--cluster`.
     extras_require={
-        'simulation': ['matplotlib>=3.8', 'mitsuba>=3.7', 'open3d>=0.19', 'pycocotools>=2.0.8', 'shapely>=2']
+        'cluster': ['ray>=2.40'],
+        'simulation': ['matplotlib>=3.8', 'mitsuba>=3.7', 'open3d>=0.19', 'pycocotools>=2.0.8', 'shapely>=2'],
     },
     entry_points={'console_scripts': ['cmml = cmml_ros.cli:main']},
 )

@@ -1,45 +1,53 @@
-"""From a recording to a map of airholes and a report: the offline twin of inspection_node."""
+"""From recordings to a map of airholes and a report: the offline twin of inspection_node.
+
+Recordings are cut into splits. Each is inspected on its own, here or by workers, and its result is kept on disk; the
+map takes the results in the order of time, so it does not depend on who inspected what.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
 import math
-import re
+import os
+import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+import zstandard
 from tqdm import tqdm
 
-from cmml_ros.bag.reader import BagMessage, BagReader, SensorTopics
+from cmml_ros.bag.reader import BagReader, SensorTopics
 from cmml_ros.config import InspectorConfig, flatten_config
-from cmml_ros.errors import BagError, CmmlError, ConfigError
-from cmml_ros.frame import Frame
-from cmml_ros.inspector import Inspection, Inspector
-from cmml_ros.mapping.closeup import CloseupMaker
+from cmml_ros.errors import BagError, ConfigError
+from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.grading import load_standards
+from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.report.html import Picture
-from cmml_ros.report.overlay import draw_overlay
+from cmml_ros.report.pdf import print_pdf
 from cmml_ros.report.results import write_results
 from cmml_ros.report.results_bag import ResultsBag
 from cmml_ros.report.summary import Summary
-from cmml_ros.report.tables import (
-    FRAME_COLUMNS,
-    OBSERVATION_COLUMNS,
-    TableWriter,
-    frame_row,
-    observation_row,
-)
-from cmml_ros.stream.assembler import Assembler
+from cmml_ros.report.tables import FRAME_COLUMNS, OBSERVATION_COLUMNS, TableWriter, frame_row, observation_row
+from cmml_ros.splits import ReasonCounter, Split, SplitResult, describe_split, inspect_split
+from cmml_ros.version import read_version
 
-_JPEG_QUALITY = 90
+SPLIT_S = 20.0
 _REPORT_PICTURES = 6
+_RETRIES = 3
+_PARTS = 'parts'
 
 
 def analyze(
-    bag: Path,
+    bags: Path | Sequence[Path],
     out: Path,
     config: InspectorConfig,
     *,
@@ -47,45 +55,251 @@ def analyze(
     points_topic: str | None = None,
     camera_info_topic: str | None = None,
     bag_out: Path | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    split_s: float = SPLIT_S,
+    pdf: bool = False,
 ) -> Summary:
-    """Facts about the analysis of `bag`, whose results lie in the folder `out` afterwards.
+    """Facts about the analysis of `bags`, whose results lie in the folder `out` afterwards.
 
-    Topics that are not named are found by type. Raises BagError for a missing or unusable bag, ConfigError when `out`
-    is a file, ModelError for missing weights. For a bag that is damaged, or in which no frame could be inspected, it
-    raises after everything that could be read has been analysed and written.
+    Topics that are not named are found by type in each bag. workers: processes of this machine; cluster: address of a
+    running Ray cluster to use instead. Results of splits are kept in `out`/parts until all is done, so that the same
+    call goes on where an earlier one was stopped. pdf: print report.pdf too, where there is a Chromium.
+    Raises BagError for missing or unusable bags, ConfigError when `out` is a file, ModelError for missing weights. For
+    bags that are damaged, or in which no frame could be inspected, it raises after everything that could be read has
+    been analysed and written.
     """
+    started_s = time.perf_counter()
+    paths = [bags] if isinstance(bags, Path) else list(bags)
     if out.exists() and not out.is_dir():
         raise ConfigError(f'{out} is a file; name a folder for the results')
-    with BagReader(bag) as reader, contextlib.ExitStack() as files:
-        topics = reader.find_sensor_topics(image_topic, camera_info_topic, points_topic)
-        inspector = Inspector(config)
+    load_standards(config.grading.standards)
+    plan = _Plan.of(paths, image_topic, camera_info_topic, points_topic, split_s)
+    if bag_out is not None and bag_out.exists():
+        raise BagError(f'{bag_out} exists already; name a new folder or remove it')
+    inspector = Inspector(config)
+    parts = _Parts(out, plan.splits, config, inspector.model_id)
+    with tqdm(total=plan.images, unit='frame', disable=None, dynamic_ncols=True, smoothing=0.05) as progress:
+        progress.update(parts.count_done(plan.images_by_split))
+        if workers > 1 or cluster:
+            _inspect_remotely(plan, parts, config, workers, cluster, progress)
+        else:
+            _inspect_here(plan, parts, config, inspector, progress)
+    with contextlib.ExitStack() as files:
         results_bag = files.enter_context(ResultsBag(bag_out)) if bag_out is not None else None
-        _prepare_folder(out)
-        analysis = _Analysis(config, inspector, out, results_bag, files)
-        analysis.run(reader, topics)
-        summary = analysis.finish(reader, topics)
+        merge = _Merge(out, config, results_bag, files)
+        for number in range(len(plan.splits)):
+            merge.add(*parts.load(number))
+        summary = merge.finish(plan, inspector.model_id, started_s)
+    if pdf and (note := print_pdf(out / 'report.html', out / 'report.pdf')):
+        summary = dataclasses.replace(summary, warnings=(*summary.warnings, note))
+    if not parts.missing:
+        parts.remove()
     if summary.fault:
         raise BagError(f'{summary.fault}; {out / "report.html"} covers what was read')
     if not summary.frames:
-        causes = (*summary.errors, analysis.problem, 'no image in it')
-        raise BagError(f'{bag}: no frame could be inspected: {next(filter(None, causes))}')
+        causes = (*summary.errors, merge.problem, 'no image in it')
+        raise BagError(f'{summary.bag}: no frame could be inspected: {next(filter(None, causes))}')
     return summary
 
 
-class _Analysis:
-    """One run over one bag: everything that grows while frames come and go."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The splits of all readable bags in the order of time, and what is wrong with the others."""
+
+    bags: tuple[Path, ...]
+    topics: SensorTopics
+    splits: tuple[Split, ...]
+    images_by_split: tuple[int, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        return sum(self.images_by_split)
+
+    @classmethod
+    def of(
+        cls,
+        paths: Sequence[Path],
+        image_topic: str | None,
+        camera_info_topic: str | None,
+        points_topic: str | None,
+        split_s: float,
+    ) -> _Plan:
+        """Raises BagError when no bag is usable."""
+        found: list[tuple[int, Path, SensorTopics, list[Split], int]] = []
+        faults: list[str] = []
+        for path in paths:
+            try:
+                with BagReader(path) as reader:
+                    topics = reader.find_sensor_topics(image_topic, camera_info_topic, points_topic)
+                    images, span = reader.count([topics.image]), reader.time_range_ns
+            except BagError as error:
+                if len(paths) == 1:
+                    raise
+                faults.append(str(error))
+                continue
+            splits = _cut(path, topics, span, split_s)
+            found.append((span[0] if span else 0, path, topics, splits, images))
+        if not found:
+            raise BagError('; '.join(faults) or 'no bag given')
+        found.sort(key=lambda one: (one[0], str(one[1])))
+        return cls(
+            bags=tuple(path for _, path, _, _, _ in found),
+            topics=found[0][2],
+            splits=tuple(split for _, _, _, splits, _ in found for split in splits),
+            images_by_split=tuple(
+                images * (number + 1) // len(splits) - images * number // len(splits)
+                for _, _, _, splits, images in found
+                for number in range(len(splits))
+            ),
+            faults=tuple(faults),
+        )
+
+
+def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, split_s: float) -> list[Split]:
+    """Splits of about split_s; one when the bag is short, or has no index to begin in the middle with."""
+    count = max(round((span_ns[1] - span_ns[0]) * 1e-9 / split_s), 1) if span_ns else 1
+    if count == 1 or span_ns is None:
+        return [Split(path, topics)]
+    first, last = span_ns
+    limits = [first + (last - first) * number // count for number in range(1, count)]
+    return [Split(path, topics, start, stop) for start, stop in zip([None, *limits], [*limits, None], strict=True)]
+
+
+class _Parts:
+    """The results of splits on disk: a document in parts/ and the pictures in overlays/, complete or not there."""
+
+    def __init__(self, out: Path, splits: Sequence[Split], config: InspectorConfig, model_id: str) -> None:
+        self._folder, self._overlays = out / _PARTS, out / 'overlays'
+        common = {'version': read_version(), 'model': model_id, 'config': flatten_config(config)}
+        self._paths = []
+        for split in splits:
+            key = json.dumps([common, describe_split(split)], sort_keys=True)
+            self._paths.append(self._folder / f'{hashlib.sha256(key.encode()).hexdigest()[:20]}.json.zst')
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._overlays.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f'{out}: cannot be written ({error.strerror}); name another folder') from None
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the splits whose result is not there yet."""
+        return [number for number, path in enumerate(self._paths) if not path.exists()]
+
+    def count_done(self, images_by_split: Sequence[int]) -> int:
+        """Images of the splits that need not be done again."""
+        missing = set(self.missing)
+        return sum(images for number, images in enumerate(images_by_split) if number not in missing)
+
+    def save(self, number: int, result: SplitResult) -> None:
+        """Keep a result; what is half written when the power goes is not taken for one."""
+        for stamp_ns, picture in result.pictures.items():
+            (self._overlays / f'{stamp_ns}.jpg').write_bytes(picture)
+        unfinished = self._paths[number].with_suffix('.unfinished')
+        unfinished.write_bytes(result.to_bytes())
+        unfinished.replace(self._paths[number])
+
+    def load(self, number: int) -> tuple[SplitResult, str]:
+        """A result, and why there is none."""
+        try:
+            return SplitResult.from_bytes(self._paths[number].read_bytes()), ''
+        except FileNotFoundError:
+            return SplitResult(), 'lost'
+        except (ValueError, zstandard.ZstdError) as error:
+            self._paths[number].unlink()
+            raise BagError(
+                f'{self._paths[number]} is damaged ({error}) and was removed; run the command again'
+            ) from None
+
+    def remove(self) -> None:
+        """Everything is in the tables now."""
+        shutil.rmtree(self._folder)
+
+
+def _inspect_here(
+    plan: _Plan, parts: _Parts, config: InspectorConfig, inspector: Inspector, progress: tqdm[Any]
+) -> None:
+    unused: Inspector | None = inspector
+    for number in parts.missing:
+        # What an inspector learns about the calibration ends with its split, as it does in a worker.
+        mine, unused = unused or Inspector(config), None
+        parts.save(number, inspect_split(plan.splits[number], config.sync, mine, progress.update))
+
+
+def _inspect_remotely(
+    plan: _Plan, parts: _Parts, config: InspectorConfig, workers: int, cluster: str | None, progress: tqdm[Any]
+) -> None:
+    """One Ray task per split. A task whose worker dies is started again; one that fails every time is left out."""
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "workers need Ray: pip install 'cmml_ros[cluster]', or leave --workers and --cluster out"
+        ) from None
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    if not config.detection.threads:
+        detection = dataclasses.replace(config.detection, threads=1 if cluster else threads)
+        config = dataclasses.replace(config, detection=detection)
+    names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+    environment = {name: str(config.detection.threads) for name in names}
+    environment['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
+    try:
+        ray.init(
+            address=cluster,
+            num_cpus=None if cluster else workers,
+            include_dashboard=None if cluster else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={'env_vars': environment},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f'{cluster or "local Ray"}: cannot be used ({error}); is `ray start` running there?'
+        ) from None
+    try:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_work)
+        waiting = {task.remote(plan.splits[number], config): number for number in parts.missing}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done[0])
+            try:
+                data, pictures, fault = ray.get(done[0])
+                result = SplitResult.from_bytes(data) if data else SplitResult(fault=fault)
+                result.pictures = pictures
+            except ray.exceptions.RayError as error:
+                first_line = str(error).strip().splitlines()[0]
+                progress.write(f'cmml: note: {plan.splits[number].bag}: a split is left out: {first_line}')
+                continue
+            parts.save(number, result)
+            progress.update(plan.images_by_split[number])
+    finally:
+        ray.shutdown()
+
+
+def _work(split: Split, config: InspectorConfig) -> tuple[bytes, dict[int, bytes], str]:
+    """In a worker: the result of `split` as bytes, its pictures, and why there is none."""
+    import cv2
+
+    cv2.setNumThreads(config.detection.threads)
+    try:
+        result = inspect_split(split, config.sync, Inspector(config))
+    except BagError as error:
+        return b'', {}, str(error)
+    return result.to_bytes(), result.pictures, ''
+
+
+class _Merge:
+    """Results of splits, in the order of time, into map, tables and report."""
 
     def __init__(
-        self,
-        config: InspectorConfig,
-        inspector: Inspector,
-        out: Path,
-        results_bag: ResultsBag | None,
-        files: contextlib.ExitStack,
+        self, out: Path, config: InspectorConfig, results_bag: ResultsBag | None, files: contextlib.ExitStack
     ) -> None:
-        self.problem: str | None = None
+        self.problem = ''
         self._config = config
-        self._inspector = inspector
         self._out = out
         self._results_bag = results_bag
         self._frame_table = files.enter_context(TableWriter(out / 'frames.csv', FRAME_COLUMNS))
@@ -95,56 +309,54 @@ class _Analysis:
         self._range_noises_m: list[float] = []
         self._frames: Counter[str] = Counter()
         self._cameras: Counter[str] = Counter()
-        self._errors = _ReasonCounter()
-        self._incomplete = _ReasonCounter()
-        self._counts: dict[str, int] = {}
-        self._fault = ''
+        self._counts: Counter[str] = Counter()
+        self._errors, self._incomplete = ReasonCounter(), ReasonCounter()
+        self._warnings: list[str] = []
+        self._faults: list[str] = []
         self._timings_s: dict[str, float] = {}
 
-    def run(self, reader: BagReader, topics: SensorTopics) -> None:
-        """Inspect every frame of the bag, also of one that is damaged further on."""
-        started_s = time.perf_counter()
-        assembler = Assembler(self._config.sync, topics.image, topics.camera_info, topics.points or 'points')
-        with tqdm(total=reader.count([topics.image]), unit='frame', disable=None, dynamic_ncols=True) as progress:
-            try:
-                for message in reader.sensor_messages(topics):
-                    self._feed(assembler, topics, message)
-                    for frame in assembler.take():
-                        self._inspect(frame)
-                    progress.update(message.topic == topics.image)
-            except BagError as error:
-                self._fault = str(error)
-            for frame in assembler.flush():
-                self._inspect(frame)
-        while assembler.errors:
-            self._errors.add(str(assembler.errors.popleft()))
-        self.problem = assembler.problem()
-        self._counts = dict(sorted(assembler.counts.items()))
-        self._timings_s['total'] = time.perf_counter() - started_s
+    def add(self, result: SplitResult, lost: str) -> None:
+        """The next split; lost: why it has no result."""
+        if lost:
+            self._frames['lost splits'] += 1
+            return
+        for record in result.frames:
+            self._add_frame(record)
+        self._counts.update(result.counts)
+        for reason, count in result.errors.items():
+            self._errors.add(reason, count)
+        self._warnings += [warning for warning in result.warnings if warning not in self._warnings]
+        if result.fault and result.fault not in self._faults:
+            self._faults.append(result.fault)
+        self.problem = self.problem or result.problem
 
-    def finish(self, reader: BagReader, topics: SensorTopics) -> Summary:
+    def finish(self, plan: _Plan, model_id: str, started_s: float) -> Summary:
         """Write what is known only at the end."""
-        for topic, count in reader.undecodable.items():
-            self._errors.add(f'{topic}: bytes that are no {reader.topics()[topic]}', count)
+        if self._frames['lost splits']:
+            self._faults.append(
+                f'{self._frames["lost splits"]} of {len(plan.splits)} splits were lost with their workers; run it again'
+            )
+        self._timings_s['total'] = time.perf_counter() - started_s
+        names = [path.resolve().name for path in plan.bags]
         snapshot = self._map.snapshot()
         summary = Summary(
-            bag=reader.path.resolve().name,
+            bag=', '.join(names) if len(names) <= 3 else f'{names[0]} and {len(names) - 1} more recordings',
             topics={
-                'image': topics.image,
-                'camera_info': topics.camera_info,
-                'points': topics.points or 'none',
+                'image': plan.topics.image,
+                'camera_info': plan.topics.camera_info,
+                'points': plan.topics.points or 'none',
             },
-            model_id=self._inspector.model_id,
+            model_id=model_id,
             config=flatten_config(self._config),
             frames=self._frames['inspected'],
             frames_with_cloud=self._frames['with cloud'],
             frames_in_map=self._frames['in map'],
-            counts=self._counts,
+            counts=dict(sorted(self._counts.items())),
             errors=self._errors.counts,
             incomplete=self._incomplete.counts,
             airholes=len(snapshot.entries),
-            warnings=tuple(reader.warnings),
-            fault=self._fault,
+            warnings=tuple(self._warnings),
+            fault='; '.join((*plan.faults, *self._faults)),
             range_noise_m=float(np.median(self._range_noises_m)) if self._range_noises_m else math.nan,
             timings_s=self._timings_s,
             first_stamp_ns=min((picture.stamp_ns for picture in self._pictures), default=0),
@@ -152,81 +364,45 @@ class _Analysis:
             camera=', '.join(self._cameras),
             largest_correction_m=snapshot.largest_correction_m,
         )
+        self._remove_old_pictures()
         write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))
         if self._results_bag is not None:
             self._results_bag.write_map(snapshot.entries, self._config.sync.map_frame)
         return summary
 
-    def _feed(self, assembler: Assembler, topics: SensorTopics, message: BagMessage) -> None:
-        try:
-            if message.topic == topics.image:
-                assembler.add_image(message.message)
-            elif message.topic == topics.camera_info:
-                assembler.add_camera_info(message.message)
-            elif message.topic == topics.points:
-                assembler.add_cloud(message.message)
-            else:
-                assembler.add_transforms(message.message, static=message.topic.endswith('tf_static'))
-        except CmmlError as error:
-            self._errors.add(str(error))
-        while assembler.errors:
-            self._errors.add(str(assembler.errors.popleft()))
-
-    def _inspect(self, frame: Frame) -> None:
-        try:
-            inspection = self._inspector.inspect(frame)
-        except CmmlError as error:
-            self._errors.add(str(error))
-            return
-        make_closeup = CloseupMaker(frame, inspection.T_camera_lidar).make
+    def _add_frame(self, record: FrameRecord) -> None:
+        closeups = {id(defect): closeup for defect, closeup in zip(record.defects, record.closeups, strict=True)}
         ids = self._map.add(
-            inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
+            record.defects,
+            record.T_map_camera,
+            record.stamp_ns,
+            record.frame_id,
+            record.camera,
+            lambda defect: closeups[id(defect)],
         )
-        self._frame_table.write(frame_row(inspection))
-        for defect_id, defect in zip(ids, inspection.defects, strict=True):
-            self._observation_table.write(observation_row(inspection, defect_id, defect))
+        self._frame_table.write(frame_row(record))
+        for defect_id, defect in zip(ids, record.defects, strict=True):
+            self._observation_table.write(observation_row(record, defect_id, defect))
             if math.isfinite(defect.measurement.range_noise_m):
                 self._range_noises_m.append(defect.measurement.range_noise_m)
         if self._results_bag is not None:
-            self._results_bag.write_frame(inspection, ids)
-        self._pictures.append(_save_picture(self._out, inspection))
-        self._cameras[f'{frame.camera.width} x {frame.camera.height} px'] += 1
+            self._results_bag.write_frame(record, ids)
+        path = self._out / 'overlays' / f'{record.stamp_ns}.jpg'
+        self._pictures.append(Picture(path, record.stamp_ns, len(record.defects)))
+        self._cameras[f'{record.camera.width} x {record.camera.height} px'] += 1
         self._frames['inspected'] += 1
-        self._frames['with cloud'] += frame.cloud is not None
-        self._frames['in map'] += frame.T_map_camera is not None
-        if frame.transform_reason:
-            self._incomplete.add(frame.transform_reason)
-        for stage, seconds in inspection.timings_s.items():
+        self._frames['with cloud'] += record.cloud_points is not None
+        self._frames['in map'] += record.T_map_camera is not None
+        if record.transform_reason:
+            self._incomplete.add(record.transform_reason)
+        for stage, seconds in record.timings_s.items():
             self._timings_s[stage] = self._timings_s.get(stage, 0.0) + seconds
 
-
-class _ReasonCounter:
-    """How often each reason occurred; reasons that differ only in numbers count as the first one of them."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self._first: dict[str, str] = {}
-
-    def add(self, reason: str, count: int = 1) -> None:
-        reason = self._first.setdefault(re.sub(r'[0-9.]+', '#', reason), reason)
-        self.counts[reason] = self.counts.get(reason, 0) + count
-
-
-def _prepare_folder(out: Path) -> None:
-    """Empty places for the results; pictures of an earlier run are removed."""
-    overlays = out / 'overlays'
-    try:
-        overlays.mkdir(parents=True, exist_ok=True)
-        for picture in overlays.glob('[0-9]*.jpg'):
-            picture.unlink()
-    except OSError as error:
-        raise ConfigError(f'{out}: cannot be written ({error.strerror}); name another folder') from None
-
-
-def _save_picture(out: Path, inspection: Inspection) -> Picture:
-    path = out / 'overlays' / f'{inspection.frame.stamp_ns}.jpg'
-    cv2.imwrite(str(path), draw_overlay(inspection), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return Picture(path, inspection.frame.stamp_ns, len(inspection.defects))
+    def _remove_old_pictures(self) -> None:
+        mine = {picture.path for picture in self._pictures}
+        for path in (self._out / 'overlays').glob('[0-9]*.jpg'):
+            if path not in mine:
+                path.unlink()
 
 
 def _choose_pictures(pictures: list[Picture]) -> list[Picture]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cmml_ros.errors import CmmlError
+from cmml_ros.errors import BagError, CmmlError
 
 # Said here too, so that --help need not load the simulation.
 SCENES = ('plane', 'column', 'tunnel')
@@ -91,16 +93,26 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         'analyze',
         help='from a recording to tables and a report',
-        description='Measure every airhole in a rosbag2 recording (MCAP or SQLite, split or compressed) and write '
-        'defects.csv, defects.geojson, frames.csv, observations.csv, summary.json and report.html.',
+        description='Measure every airhole in rosbag2 recordings (MCAP or SQLite, split or compressed) and write '
+        'defects.csv, defects.parquet, defects.geojson, frames.csv, observations.csv, summary.json, report.html and '
+        'report.pdf. Stopped or killed, the same command goes on where it was.',
     )
-    parser.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder, or one .mcap or .db3 file')
+    parser.add_argument(
+        'bags',
+        nargs='+',
+        metavar='BAG',
+        help='rosbag2 folder, .mcap or .db3 file, folder of bags, or pattern like "runs/*"; all go into one map',
+    )
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results, made if missing')
     parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
+    parser.add_argument('--model', metavar='NAME', help='shipped weights or a .safetensors file, over --config')
     parser.add_argument('--image-topic', metavar='T', help='default: the only Image or CompressedImage topic')
     parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
     parser.add_argument('--bag-out', type=Path, metavar='BAG', help='also write the results as a new rosbag2 folder')
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default: %(default)s)')
+    parser.add_argument('--cluster', metavar='ADDRESS', help='run on this Ray cluster, for example ray://host:10001')
+    parser.add_argument('--no-pdf', action='store_true', help='do not print report.pdf, which needs Chromium')
     parser.set_defaults(run=_analyze)
 
 
@@ -109,18 +121,37 @@ def _analyze(options: argparse.Namespace) -> None:
     from cmml_ros.config import InspectorConfig, load_config
 
     config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
+    if options.model:
+        config = dataclasses.replace(config, detection=dataclasses.replace(config.detection, model=options.model))
     summary = analyze(
-        options.bag,
+        _find_bags(options.bags),
         options.out,
         config,
         image_topic=options.image_topic,
         points_topic=options.points_topic,
         camera_info_topic=options.camera_info_topic,
         bag_out=options.bag_out,
+        workers=options.workers,
+        cluster=options.cluster,
+        pdf=not options.no_pdf,
     )
     for note in (*summary.warnings, *summary.errors):
         print(f'cmml: note: {note}', file=sys.stderr)
     print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
+
+
+def _find_bags(names: Sequence[str]) -> list[Path]:
+    """The bags that names stand for: themselves, what a pattern matches, and those in a folder that is none."""
+    found: list[Path] = []
+    for name in names:
+        matches = [Path(one) for one in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]
+        if not matches:
+            raise BagError(f'{name}: matches no bag')
+        for path in matches:
+            inside = sorted(one for one in path.iterdir() if (one / 'metadata.yaml').exists()) if path.is_dir() else []
+            files = [one for one in path.iterdir() if one.suffix in ('.mcap', '.db3')] if path.is_dir() else []
+            found += inside if inside and not files else [path]
+    return list(dict.fromkeys(found))
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

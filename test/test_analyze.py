@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +30,15 @@ from cmml_ros.bag.writer import BagWriter
 from cmml_ros.cli import main
 from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import PoseError
+from cmml_ros.frame import Frame
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.inspector import Inspection, Inspector
+from cmml_ros.mapping.closeup import CloseupMaker
+from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.report.results import save_report
 from cmml_ros.report.tables import DEFECT_COLUMNS
+from cmml_ros.splits import SplitResult
+from cmml_ros.stream.assembler import Assembler
 
 # A camera 0.5 m in front of a wall, 1 pixel = 0.5 mm, moving 10 mm along x from frame to frame.
 WIDTH, HEIGHT, FOCAL_PX, DISTANCE_M = 320, 240, 1000.0, 0.5
@@ -242,12 +256,20 @@ def test_all_files_agree(make_bag: MakeBag, tmp_path: Path):
     assert [f'{row["area_mm2"]:.9g}' for row in table] == [row['area_mm2'] for row in defects]
 
     with BagReader(tmp_path / 'results') as reader:
+        markers = [message for _, message, _ in reader.messages(['/inspection_node/markers'])]
+        (map_markers,) = [message for _, message, _ in reader.messages(['/inspection_node/map_markers'])]
         arrays = [message for _, message, _ in reader.messages(['/inspection_node/defects'])]
         (on_map,) = [message for _, message, _ in reader.messages(['/inspection_node/map'])]
     assert [array.header.stamp.sec * 10**9 + array.header.stamp.nanosec for array in arrays] == STAMPS_NS
     recorded = [f'{defect.area * 1e6:.9g}' for array in arrays for defect in array.defects]
     assert recorded == [row['area_mm2'] for row in observations]
     assert [defect.id for defect in on_map.defects] == [1, 2]
+    # For RViz: what was there goes, then one closed rim each, as large as the airhole.
+    assert [len(array.markers) for array in markers] == [3] * 5
+    assert [marker.action for marker in map_markers.markers] == [3, 0, 0]
+    rim = np.array([(point.x, point.y) for point in map_markers.markers[1].points])
+    assert np.ptp(rim[:, 0]) == pytest.approx(2 * HOLES[0][2], rel=0.15)
+    assert rim[0] == pytest.approx(rim[-1])
     assert [defect.observation_count for defect in on_map.defects] == [5, 5]
 
 
@@ -260,6 +282,112 @@ def test_a_second_run_gives_the_same_bytes(make_bag: MakeBag, tmp_path: Path):
     one, two = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('one', 'two'))
     del one['timings_s'], two['timings_s']
     assert one == two
+
+
+def test_splits_give_the_same_map_as_the_whole(make_bag: MakeBag, tmp_path: Path):
+    bag = make_bag()
+    analyze(bag, tmp_path / 'whole', InspectorConfig())
+    analyze(bag, tmp_path / 'split', InspectorConfig(), split_s=0.2)
+    for name in ('defects.csv', 'defects.geojson', 'frames.csv', 'observations.csv'):
+        assert (tmp_path / 'whole' / name).read_bytes() == (tmp_path / 'split' / name).read_bytes()
+    one, two = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('whole', 'split'))
+    assert one['counts'] == two['counts']
+    assert not (tmp_path / 'split' / 'parts').exists()
+
+
+def test_a_second_call_does_only_what_is_missing(make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bag, out = make_bag(), tmp_path / 'out'
+    inspected: list[int] = []
+    limit = 3
+    original = Inspector.inspect
+
+    def inspect(self: Inspector, frame: Frame) -> Inspection:
+        if len(inspected) == limit:
+            raise KeyboardInterrupt
+        inspected.append(frame.stamp_ns)
+        return original(self, frame)
+
+    monkeypatch.setattr(Inspector, 'inspect', inspect)
+    with pytest.raises(KeyboardInterrupt):
+        analyze(bag, out, InspectorConfig(), split_s=0.2)
+    kept = sorted((out / 'parts').iterdir())
+    assert len(kept) == 2  # the split that was stopped has left nothing
+    done = [frame.stamp_ns for path in kept for frame in SplitResult.from_bytes(path.read_bytes()).frames]
+    inspected.clear()
+    limit = 1000
+    analyze(bag, out, InspectorConfig(), split_s=0.2)
+    assert sorted([*done, *inspected]) == STAMPS_NS
+    assert [int(row['stamp_ns']) for row in read_table(out / 'frames.csv')] == STAMPS_NS
+    assert not (out / 'parts').exists()
+
+
+def test_several_bags_become_one_map_and_a_broken_one_is_told(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    runs = tmp_path / 'runs'
+    shutil.copytree(make_bag(), runs / 'b')
+    shutil.copytree(runs / 'b', runs / 'a')
+    (runs / 'broken').mkdir()
+    (runs / 'broken' / 'metadata.yaml').write_text('nonsense')
+    error = fail(capsys, str(runs / '*'), '--out', tmp_path / 'out', '--no-pdf')
+    assert 'broken' in error
+    assert 'report.html covers what was read' in error
+    rows = read_table(tmp_path / 'out' / 'defects.csv')
+    assert [row['observations'] for row in rows] == ['10', '10']  # five frames of each of two bags
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['bag'] == 'a, b'
+
+
+def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: MakeBag, tmp_path: Path):
+    """As the node does it: messages into an Assembler, frames through an Inspector, into a map that is saved."""
+    bag, config = make_bag(), InspectorConfig()
+    analyze(bag, tmp_path / 'offline', config)
+    assembler = Assembler(config.sync, '/camera/image', '/camera/camera_info', '/points')
+    inspector, defect_map = Inspector(config), DefectMap(config.map, config.sync.map_frame)
+    frames = []
+    with BagReader(bag) as reader:
+        for topic, message, _ in reader.messages(list(reader.topics())):
+            if topic.startswith('/tf'):
+                assembler.add_transforms(message, static=topic == '/tf_static')
+            else:
+                add = {'/camera/image': assembler.add_image, '/points': assembler.add_cloud}
+                add.get(topic, assembler.add_camera_info)(message)
+            frames += assembler.take()
+    for frame in [*frames, *assembler.flush()]:
+        inspection = inspector.inspect(frame)
+        maker = CloseupMaker(frame, inspection.T_camera_lidar)
+        defect_map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, maker.make)
+    topics = {'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'}
+    save_report(tmp_path / 'live', defect_map.snapshot(), config, inspector.model_id, topics, {})
+    for name in ('defects.csv', 'defects.parquet', 'defects.geojson'):
+        assert (tmp_path / 'live' / name).read_bytes() == (tmp_path / 'offline' / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_do_the_same_and_one_that_is_killed_is_replaced(tmp_path: Path):
+    """The real network in real workers; one of them is killed by force while it computes."""
+    bag = tmp_path / 'wall'
+    write_bag(bag, Recording())
+    code = (
+        'import sys; from pathlib import Path; from cmml_ros.analyze import analyze; '
+        'from cmml_ros.config import InspectorConfig; '
+        'analyze(Path(sys.argv[1]), Path(sys.argv[2]), InspectorConfig(), split_s=0.2, workers=int(sys.argv[3]))'
+    )
+    subprocess.run([sys.executable, '-c', code, bag, tmp_path / 'one', '1'], check=True)
+    driver = subprocess.Popen([sys.executable, '-c', code, bag, tmp_path / 'two', '2'])
+    killed: list[int] = []
+    while driver.poll() is None:
+        for process in Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                if not killed and b'ray::_work' in (process / 'cmdline').read_bytes():
+                    time.sleep(0.5)
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(int(process.name))
+        time.sleep(0.05)
+    assert driver.returncode == 0
+    assert killed
+    for name in ('defects.csv', 'frames.csv', 'observations.csv'):
+        assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
 
 
 def test_without_a_map_every_sighting_is_a_row_in_the_camera_frame(make_bag: MakeBag, tmp_path: Path):

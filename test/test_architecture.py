@@ -20,7 +20,8 @@ FLOORS = (
     {'frame', 'calibration', 'model', 'measurement', 'simulation'},
     {'stream', 'inspector', 'mapping'},
     {'training', 'report', 'evaluation'},
-    {'nodes', 'analyze'},
+    {'nodes', 'splits'},
+    {'analyze'},
     {'cli'},
 )
 FLOOR_OF_ROOM = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

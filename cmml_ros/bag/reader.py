@@ -130,9 +130,18 @@ class BagReader:
             [topic for topic in (topics.image, topics.camera_info, topics.points, *transforms) if topic]
         )
 
-    def messages(self, topics: Collection[str]) -> Iterator[BagMessage]:
+    @property
+    def time_range_ns(self) -> tuple[int, int] | None:
+        """Receive stamp of the first message, and one after that of the last; None when no index tells them."""
+        ranges = [source.time_range_ns for source in self._sources]
+        return ranges[0] if len(ranges) == 1 else None
+
+    def messages(
+        self, topics: Collection[str], start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[BagMessage]:
         """Messages of `topics` in the order of their receive stamps (in a file without index: of writing).
 
+        Those received from start_ns until before stop_ns, where given; both need a `time_range_ns`.
         Raises BagError for an unknown topic, and for a damaged file after everything else has been yielded.
         """
         for topic in topics:
@@ -142,7 +151,7 @@ class BagReader:
         faults = []
         for source in self._sources:
             try:
-                for topic, stamp_ns, data in source.messages(topics):
+                for topic, stamp_ns, data in source.messages(topics, start_ns, stop_ns):
                     read += 1
                     try:
                         message = self._decode(topic, data)
@@ -253,8 +262,11 @@ class _Source(Protocol):
     path: Path
     topics: list[_Topic]
     ros_distro: str | None
+    time_range_ns: tuple[int, int] | None
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]: ...
+    def messages(
+        self, topics: Collection[str], start_ns: int | None, stop_ns: int | None
+    ) -> Iterator[tuple[str, int, bytes]]: ...
 
     def close(self) -> None: ...
 
@@ -267,16 +279,19 @@ class _Recording:
         self._reader = Reader(path)
         self._reader.open()
         self.ros_distro = self._reader.ros_distro
+        self.time_range_ns: tuple[int, int] | None = (self._reader.start_time, self._reader.end_time)
         self.topics = [
             _Topic(connection.topic, connection.msgtype, connection.msgdef, connection.msgcount)
             for connection in self._reader.connections
         ]
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(
+        self, topics: Collection[str], start_ns: int | None, stop_ns: int | None
+    ) -> Iterator[tuple[str, int, bytes]]:
         connections = [connection for connection in self._reader.connections if connection.topic in topics]
         if not connections:  # rosbags takes an empty list for "all"
             return
-        for connection, stamp_ns, data in self._reader.messages(connections):
+        for connection, stamp_ns, data in self._reader.messages(connections, start_ns, stop_ns):
             yield connection.topic, stamp_ns, _decompress(data)
 
     def close(self) -> None:
@@ -289,6 +304,7 @@ class _McapStream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ros_distro: str | None = None
+        self.time_range_ns: tuple[int, int] | None = None
         self.fault = ''
         self._channels: dict[int, Channel] = {}
         schemas: dict[int, Schema] = {}
@@ -317,11 +333,14 @@ class _McapStream:
             if channel.schema_id in schemas
         ]
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    def messages(
+        self, topics: Collection[str], start_ns: int | None, stop_ns: int | None
+    ) -> Iterator[tuple[str, int, bytes]]:
         for record in self._records():
             if isinstance(record, Message):
                 topic = self._channels[record.channel_id].topic
-                if topic in topics:
+                late = stop_ns is not None and record.log_time >= stop_ns
+                if topic in topics and not late and (start_ns is None or record.log_time >= start_ns):
                     yield topic, record.log_time, _decompress(record.data)
 
     def close(self) -> None:

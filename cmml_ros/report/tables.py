@@ -8,13 +8,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmml_ros.mapping.defect_map import MapEntry
+from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.measurement.defect import Defect, Measurement
-
-if TYPE_CHECKING:  # the inspector brings torch, a table does not need it
-    from cmml_ros.inspector import Inspection
 
 Row = dict[str, str]
 
@@ -72,13 +70,13 @@ def defect_row(entry: MapEntry) -> Row:
     }
 
 
-def observation_row(inspection: Inspection, defect_id: int, defect: Defect) -> Row:
+def observation_row(record: FrameRecord, defect_id: int, defect: Defect) -> Row:
     """One airhole in one frame by OBSERVATION_COLUMNS, in the camera's frame."""
     left, top, width, height = defect.roi
     return {
-        'stamp_ns': str(inspection.frame.stamp_ns),
+        'stamp_ns': str(record.stamp_ns),
         'defect_id': str(defect_id),
-        'frame_id': inspection.frame.frame_id,
+        'frame_id': record.frame_id,
         'roi_left': str(left),
         'roi_top': str(top),
         'roi_width': str(width),
@@ -89,18 +87,17 @@ def observation_row(inspection: Inspection, defect_id: int, defect: Defect) -> R
     }
 
 
-def frame_row(inspection: Inspection) -> Row:
+def frame_row(record: FrameRecord) -> Row:
     """One frame by FRAME_COLUMNS; reason: why it has no cloud or no transform."""
-    frame = inspection.frame
     return {
-        'stamp_ns': str(frame.stamp_ns),
-        'frame_id': frame.frame_id,
-        'defect_count': str(len(inspection.defects)),
-        'cloud_stamp_ns': '' if frame.cloud_stamp_ns is None else str(frame.cloud_stamp_ns),
-        'cloud_points': '' if frame.cloud is None else str(len(frame.cloud)),
-        'sync_offset_s': format_number(frame.sync_offset_s),
-        'in_map': str(int(frame.T_map_camera is not None)),
-        'reason': frame.transform_reason,
+        'stamp_ns': str(record.stamp_ns),
+        'frame_id': record.frame_id,
+        'defect_count': str(len(record.defects)),
+        'cloud_stamp_ns': '' if record.cloud_stamp_ns is None else str(record.cloud_stamp_ns),
+        'cloud_points': '' if record.cloud_points is None else str(record.cloud_points),
+        'sync_offset_s': format_number(record.sync_offset_s),
+        'in_map': str(int(record.T_map_camera is not None)),
+        'reason': record.transform_reason,
     }
 
 
