@@ -50,9 +50,9 @@ NOT_CHECKED = CalibrationCheck(CalibrationStatus.NOT_CHECKED)
 class CalibrationMonitor:
     """Smooths the corrections of single frames: one odd frame is no drift.
 
-    A Kalman filter on a constant that may wander by `registration.drift_rate_*`. What all frames share, because network
-    and sensor err the same way in each, does not average out: `registration.systematic_*` is added before anything is
-    judged.
+    A Kalman filter on a constant that may wander by `registration.drift_rate_*`. Of the systematic deviation of a frame
+    the part `registration.systematic_share` is the same in all frames, because network and sensor err the same way: it
+    is not averaged out but added before anything is judged.
     """
 
     def __init__(self, config: RegistrationConfig) -> None:
@@ -60,17 +60,24 @@ class CalibrationMonitor:
         self._mean = np.zeros(6)
         self._covariance: Array | None = None
         self._stamp_ns = 0
-        rotation_rad = math.radians(config.systematic_rotation_deg)
-        self._systematic = np.diag(np.repeat([rotation_rad, config.systematic_translation_m], 3) ** 2)
         self._frames = 0
 
     def add(
-        self, correction: Array, covariance: Array, match_count: int, inlier_ratio: float, stamp_ns: int
+        self,
+        correction: Array,
+        covariance: Array,
+        systematic: Array,
+        match_count: int,
+        inlier_ratio: float,
+        stamp_ns: int,
     ) -> CalibrationCheck:
         """The verdict after one more frame.
 
-        correction: (6,), as of CalibrationCheck, covariance (6, 6). A stamp before the last one starts over.
+        correction: (6,), as of CalibrationCheck. covariance, systematic: (6, 6), all of it and the part that more
+        matches do not lower. A stamp before the last one starts over.
         """
+        shared = self._config.systematic_share**2 * systematic
+        covariance = covariance - shared
         if self._covariance is None or stamp_ns < self._stamp_ns:
             self._mean, self._covariance, self._frames = correction.copy(), covariance.copy(), 1
         else:
@@ -84,7 +91,7 @@ class CalibrationMonitor:
             self._covariance = (np.eye(6) - gain) @ predicted
             self._frames += 1
         self._stamp_ns = stamp_ns
-        total = self._covariance + self._systematic
+        total = self._covariance + shared
         std = np.sqrt(np.diag(total))
         distance = float(self._mean @ np.linalg.solve(total, self._mean))
         drifted = self._frames >= self._config.frames_to_believe and distance > float(chdtri(6, _SIGNIFICANCE))

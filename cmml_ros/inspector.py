@@ -107,7 +107,7 @@ class Inspector:
         return due
 
     def _judge(self, found: Registration, frame: Frame) -> CalibrationCheck:
-        if found.correction is None or found.covariance is None:
+        if found.correction is None or found.covariance is None or found.systematic is None:
             return CalibrationCheck(
                 CalibrationStatus.NO_TRANSFORM,
                 frame.transform_reason,
@@ -115,7 +115,12 @@ class Inspector:
                 inlier_ratio=found.inlier_ratio,
             )
         return self._monitor.add(
-            found.correction, found.covariance, found.match_count, found.inlier_ratio, frame.stamp_ns
+            found.correction,
+            found.covariance,
+            found.systematic,
+            found.match_count,
+            found.inlier_ratio,
+            frame.stamp_ns,
         )
 
 

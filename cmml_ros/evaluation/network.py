@@ -333,9 +333,12 @@ def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig,
     """
     rng = np.random.default_rng(seed)
     usable = [
-        (sample.error, sample.found, sample.found.covariance)
+        (sample.error, sample.found, sample.found.covariance, sample.found.systematic)
         for sample in samples
-        if sample.error is not None and sample.found is not None and sample.found.covariance is not None
+        if sample.error is not None
+        and sample.found is not None
+        and sample.found.covariance is not None
+        and sample.found.systematic is not None
     ]
     shares = {}
     for name, turn_deg, move_m in (
@@ -349,11 +352,11 @@ def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig,
             monitor = CalibrationMonitor(config.registration)
             noticed = False
             for number in range(_DRIFT_FRAMES):
-                error, found, covariance = usable[rng.integers(len(usable))]
+                error, found, covariance, systematic = usable[rng.integers(len(usable))]
                 seen = error @ drift.inverse()
                 correction = np.concatenate([seen.rotation_vector, seen.translation])
                 stamp_ns = 200_000_000 * number
-                check = monitor.add(correction, covariance, found.match_count, found.inlier_ratio, stamp_ns)
+                check = monitor.add(correction, covariance, systematic, found.match_count, found.inlier_ratio, stamp_ns)
                 noticed |= check.status is CalibrationStatus.DRIFTED
             alarms += noticed
         shares[name] = alarms / _DRIFT_TRIALS

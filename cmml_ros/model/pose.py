@@ -25,12 +25,14 @@ _ITERATIONS = (200, 3000)
 class PoseEstimate:
     """T_camera_points and how well it is known.
 
-    covariance: (6, 6) of a rotation vector (rad) and a translation (m) applied after it, in the camera frame. inliers:
-    (N,) which correspondences agree.
+    covariance: (6, 6) of a rotation vector (rad) and a translation (m) applied after it, in the camera frame, from
+    errors that differ from match to match. systematic: (6, 6), the same of what a smooth error of one pixel does, which
+    no number of matches averages out. inliers: (N,) which correspondences agree.
     """
 
     T_camera_points: SE3
     covariance: Array
+    systematic: Array
     inliers: NDArray[np.bool_]
 
     @property
@@ -73,7 +75,8 @@ def estimate_pose(points: Array, pixels: Array, camera: Camera, tolerance_px: fl
     count = int(inliers.sum())
     if count < _MIN_INLIERS or count < _MIN_INLIER_RATIO * len(points):
         raise PoseError(f'{count} of {len(points)} matches agree on a pose: picture and points do not fit together')
-    return PoseEstimate(T_camera_points, _covariance(moved[inliers], errors[inliers], pixels[inliers], camera), inliers)
+    covariance, systematic = _covariances(moved[inliers], errors[inliers], pixels[inliers], camera)
+    return PoseEstimate(T_camera_points, covariance, systematic, inliers)
 
 
 def fuse_with_prior(correction: Array, covariance: Array, prior_std: Array) -> tuple[Array, Array]:
@@ -86,8 +89,8 @@ def fuse_with_prior(correction: Array, covariance: Array, prior_std: Array) -> t
     return gain @ correction, 0.5 * (fused + fused.T)
 
 
-def _covariance(moved: Array, errors: Array, pixels: Array, camera: Camera) -> Array:
-    """Gauss-Newton covariance of the pose, errors of neighbouring matches taken as correlated."""
+def _covariances(moved: Array, errors: Array, pixels: Array, camera: Camera) -> tuple[Array, Array]:
+    """Gauss-Newton covariances of the pose: errors of neighbouring matches correlated, and smooth over the picture."""
     x, y, z = moved.T
     zeros = np.zeros_like(z)
     projection = np.stack(
@@ -114,7 +117,13 @@ def _covariance(moved: Array, errors: Array, pixels: Array, camera: Camera) -> A
     filled = len(np.unique(patch))
     if filled <= 6:
         raise PoseError('the matches lie in a spot and do not determine a pose')
-    return np.asarray(inverse @ (pulls.T @ pulls) @ inverse * (filled / (filled - 6)))
+    covariance = inverse @ (pulls.T @ pulls) @ inverse * (filled / (filled - 6))
+    # Errors that are a polynomial of degree 2 over the picture, each term with a deviation of a pixel.
+    u, v = (2.0 * pixels / size - 1.0).T
+    terms = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)  # (N, 6)
+    shifts = np.einsum('nij,nk->jik', jacobian, terms).reshape(6, -1)  # of u, then of v
+    response = inverse @ shifts
+    return np.asarray(covariance), np.asarray(response @ response.T)
 
 
 def _motion_jacobian(points: Array) -> Array:

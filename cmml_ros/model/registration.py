@@ -38,6 +38,7 @@ _FINE_TOLERANCES_PX = (5.0, 2.5, 2.5)
 _MAX_POINT_STD = 0.02
 # Range noise between these is averaged over the surface; what is above is no noise but shape.
 _SMOOTHED_NOISE_M = (0.002, 0.05)
+_DOUBLING_NOISE_M = 0.01
 _VIRTUAL_FOCAL_PX = 500.0
 _ROLLS_RAD = (0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi)
 
@@ -59,6 +60,7 @@ class Registration:
     point_std_m: float
     correction: Array | None = None
     covariance: Array | None = None
+    systematic: Array | None = None
 
     @property
     def match_count(self) -> int:
@@ -92,7 +94,7 @@ class Registrar:
 
         image: (H, W, 3) uint8 BGR. Raises PoseError when the data do not determine a pose.
         """
-        view = _View(self._network, self._device, image, camera, cloud)
+        view = _View(self._network, self._device, self._config, image, camera, cloud)
         depth_m = float(np.median(np.linalg.norm(T_camera_lidar.apply(view.points), axis=1)))
         angle = math.radians(self._config.rotation_std_deg) + self._config.translation_std_m / max(depth_m, 1e-3)
         window_px = _SEARCH_FACTOR * view.camera.fx * angle
@@ -100,7 +102,7 @@ class Registrar:
         estimate = view.polish(view.solve(start, _COARSE_TOLERANCE_PX))
         correction = _difference(estimate.T_camera_points, T_camera_lidar)
         prior_std = np.repeat([math.radians(self._config.rotation_std_deg), self._config.translation_std_m], 3)
-        fused, _ = fuse_with_prior(correction, estimate.covariance, prior_std)
+        fused, _ = fuse_with_prior(correction, estimate.covariance + view.systematic(estimate), prior_std)
         T_fused = SE3.from_rotation_vector(fused[:3], fused[3:]) @ T_camera_lidar
         return _conclude(view, estimate, T_fused, correction)
 
@@ -110,7 +112,7 @@ class Registrar:
         image: (H, W, 3) uint8 BGR. T_given: an extrinsic to be compared with afterwards.
         Raises PoseError when the data do not determine a pose.
         """
-        view = _View(self._network, self._device, image, camera, cloud)
+        view = _View(self._network, self._device, self._config, image, camera, cloud)
         best: PoseEstimate | None = None
         refusal = PoseError('no match')
         for T_view_lidar in _look_from_sensor(view.points):
@@ -135,6 +137,7 @@ class _View:
         self,
         network: MultitaskNetwork,
         device: torch.device,
+        config: RegistrationConfig,
         image: NDArray[np.uint8],
         camera: Camera,
         cloud: Cloud,
@@ -151,7 +154,9 @@ class _View:
         bottom, right = -size[1] % INPUT_MULTIPLE, -size[0] % INPUT_MULTIPLE
         padded = np.pad(small, ((0, bottom), (0, right), (0, 0)), mode='edge')
         self._height, self._width = padded.shape[:2]
-        self.points = _smooth_range(cloud.points)
+        self.points, range_noise_m = _smooth_range(cloud.points)
+        # Noise that had to be averaged away comes with a bias that cannot be: it moves the points across the picture.
+        self._systematic_px = config.systematic_px * (1.0 + range_noise_m / _DOUBLING_NOISE_M)
         self._intensity = cloud.intensity
         with torch.inference_mode():
             batch = torch.from_numpy(padded).to(device).permute(2, 0, 1).float().div(255.0)[None]
@@ -179,6 +184,10 @@ class _View:
         cell, chosen = cell[sure], chosen[sure]
         step = np.column_stack([target % columns - cell % columns, target // columns - cell // columns])
         return _Matches(chosen, pixels[chosen] + FINE_STRIDE * step)
+
+    def systematic(self, estimate: PoseEstimate) -> Array:
+        """Covariance (6, 6) of the pose from errors that are smooth over the picture."""
+        return self._systematic_px**2 * estimate.systematic
 
     def polish(self, estimate: PoseEstimate) -> PoseEstimate:
         """The pose from fine matches, each round about the pose of the round before."""
@@ -256,8 +265,9 @@ def _representatives(
     return chosen, cell[:, 1] * columns + cell[:, 0]
 
 
-def _smooth_range(points: Array) -> Array:
-    """`points` (N, 3) in the sensor's frame, noise of the range of a time-of-flight sensor averaged over the surface.
+def _smooth_range(points: Array) -> tuple[Array, float]:
+    """`points` (N, 3) in the sensor's frame, with the noise of a time-of-flight sensor averaged over the surface, and
+    it.
 
     Its noise, centimetres along rays that are not the camera's, would else move the points across the picture.
     """
@@ -266,7 +276,7 @@ def _smooth_range(points: Array) -> Array:
     ahead = inside[:, 2] > 1e-3
     depths_m = inside[ahead, 2]
     if len(depths_m) < _MIN_POINTS:
-        return points
+        return points, 0.0
     tangents = inside[ahead, :2] / depths_m[:, None]
     low, high = np.quantile(tangents, [0.01, 0.99], axis=0)
     core = ((tangents >= low) & (tangents <= high)).all(axis=1)
@@ -275,11 +285,11 @@ def _smooth_range(points: Array) -> Array:
     residuals_m = residuals_behind_surface(pixels, depths_m[core], int(size[1]), int(size[0]))
     noise_m = 1.4826 * float(np.median(np.abs(residuals_m)))
     if not _SMOOTHED_NOISE_M[0] <= noise_m <= _SMOOTHED_NOISE_M[1]:
-        return points
+        return points, 0.0
     numbers = np.flatnonzero(ahead)[core]
     smooth = points.copy()
     smooth[numbers] *= (1.0 - residuals_m / depths_m[core])[:, None]
-    return smooth
+    return smooth, noise_m
 
 
 def _look_from_sensor(points: Array) -> list[SE3]:
@@ -308,6 +318,7 @@ def _conclude(view: _View, estimate: PoseEstimate, T_camera_lidar: SE3, correcti
         raise PoseError(
             f'the matches leave the points uncertain by {1e3 * point_std_m:.0f} mm: too little to hold on to'
         )
+    systematic = view.systematic(estimate)
     return Registration(
         T_camera_lidar,
         view.matches.points,
@@ -315,5 +326,6 @@ def _conclude(view: _View, estimate: PoseEstimate, T_camera_lidar: SE3, correcti
         estimate.inlier_ratio,
         point_std_m,
         correction,
-        None if correction is None else estimate.covariance,
+        None if correction is None else estimate.covariance + systematic,
+        None if correction is None else systematic,
     )
