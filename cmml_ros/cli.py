@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import glob
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cmml_ros.errors import BagError, CmmlError
@@ -14,6 +14,7 @@ from cmml_ros.errors import BagError, CmmlError
 # Said here too, so that --help need not load the simulation.
 SCENES = ('plane', 'column', 'tunnel')
 SENSORS = ('depth_camera', 'line_profiler', 'tof_lidar')
+REGISTRATIONS = ('tf', 'refine', 'match')
 LOOKS = ('fast', 'path')
 MASKS = ('true', 'network')
 
@@ -106,6 +107,11 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the results, made if missing')
     parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
     parser.add_argument('--model', metavar='NAME', help='shipped weights or a .safetensors file, over --config')
+    parser.add_argument(
+        '--registration',
+        choices=REGISTRATIONS,
+        help='extrinsic from /tf, corrected, or found without it (default: of FILE)',
+    )
     parser.add_argument('--image-topic', metavar='T', help='default: the only Image or CompressedImage topic')
     parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
@@ -122,7 +128,9 @@ def _analyze(options: argparse.Namespace) -> None:
 
     config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
     if options.model:
-        config = dataclasses.replace(config, detection=dataclasses.replace(config.detection, model=options.model))
+        config = replace(config, detection=replace(config.detection, model=options.model))
+    if options.registration:
+        config = replace(config, registration=replace(config.registration, mode=options.registration))
     summary = analyze(
         _find_bags(options.bags),
         options.out,
@@ -175,13 +183,21 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar='DIR',
         help='folders of pictures of concrete without airholes, to put under simulated ones',
     )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='DIR',
+        help='folders of own labelled pictures: images/, labels/, and depths/ or clouds/ where there are any',
+    )
     parser.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> None:
     from cmml_ros.training.train import train
 
-    print(train(options.config, options.out, options.backgrounds))
+    print(train(options.config, options.out, options.backgrounds, options.data))
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -56,7 +56,7 @@ def test_the_covariance_is_that_of_the_errors():
 
 def test_a_smooth_error_is_what_the_systematic_covariance_says():
     points, pixels = make_matches(400, np.random.default_rng(3))
-    estimate = estimate_pose(points, pixels + [0.5, 0.0], CAMERA, 3.0)  # half of the deviation it stands for
+    estimate = estimate_pose(points, pixels + np.array([0.5, 0.0]), CAMERA, 3.0)  # half of the deviation it stands for
     error = difference(estimate.T_camera_points)
     assert np.abs(error[:3]).max() > 2e-4
     assert error @ np.linalg.solve(estimate.systematic + 1e-14 * np.eye(6), error) == pytest.approx(0.25, rel=0.1)

@@ -115,7 +115,8 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             albedo = _roughen(albedo, rng)
         if rng.random() < config.empty_share:
             shading, coverage = np.ones_like(shading), np.zeros_like(coverage)
-            ids, depth_m = np.zeros_like(ids), _flat_depth(depth_m)
+            ids = np.zeros_like(ids)
+            depth_m = _flat_depth(depth_m) if np.isfinite(depth_m[0, 0]) else depth_m
         else:
             shading = _deepen(shading, coverage, rng)
         return _Patch(shading, albedo, coverage, ids, depth_m)
@@ -126,7 +127,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
     def _range_maps(self, depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator) -> Floats:
         height, width = depth_m.shape
         chance = rng.random()
-        if chance < self._config.range_drop_share:
+        if chance < self._config.range_drop_share or not np.isfinite(depth_m[0, 0]):
             return np.zeros((RANGE_CHANNELS, height // RANGE_STRIDE, width // RANGE_STRIDE), np.float32)
         if chance < self._config.range_drop_share + self._config.lidar_share:
             returns = _lidar_returns(depth_m, albedo, rng)
@@ -360,7 +361,9 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         side = crop_px + 2 * config.context_px
         patch = self._crops.draw(side, rng)
         image = compose(patch.shading, patch.albedo, draw_response(rng), rng)
-        if rng.random() < config.lidar_share:
+        if not np.isfinite(patch.depth_m[0, 0]):
+            returns = _Returns(np.empty((0, 2)), np.empty(0), np.empty(0, np.float32))
+        elif rng.random() < config.lidar_share:
             returns = _lidar_returns(patch.depth_m, patch.albedo, rng)
         else:
             returns = _depth_camera_returns(patch.depth_m, patch.coverage, patch.albedo, rng)

@@ -22,6 +22,7 @@ from cmml_ros.errors import ModelError
 from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
 from cmml_ros.model.network import SIZE_CHANNELS, MultitaskNetwork
 from cmml_ros.training.dataset import CropDataset, DataConfig, MatchConfig, PairDataset
+from cmml_ros.training.folders import import_folder
 from cmml_ros.training.losses import matching_loss, segmentation_loss
 from cmml_ros.training.views import ViewConfig, prepare_views
 
@@ -140,17 +141,18 @@ class _Run:
         save_weights(averaged, path, {'steps_done': str(self.step), **settings})
 
 
-def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = ()) -> Path:
+def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: Sequence[Path] = ()) -> Path:
     """Train as `config_path` says and return the weights, `out/weights.safetensors`.
 
     A run that was stopped goes on from `out/checkpoint.pt`. backgrounds: folders of pictures of concrete without
-    airholes. Every crop depends on the seed and its number alone, so that a run that was killed and resumed sees the
-    data that it would have seen.
+    airholes. data: folders of labelled pictures, see `import_folder`. Every step depends on the seed and its number
+    alone, so that a run that was killed and resumed sees the data that it would have seen.
     Raises ModelError when the checkpoint belongs to another configuration.
     """
     config = load_config(TrainConfig, config_path)
     out.mkdir(parents=True, exist_ok=True)
     views = prepare_views(config.views, out / 'views', config.seed)
+    views += [path for folder in data for path in import_folder(folder, out / 'own')]
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     run = _Run(config, device)
     checkpoint, weights = out / 'checkpoint.pt', out / 'weights.safetensors'

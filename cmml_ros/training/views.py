@@ -49,7 +49,7 @@ class TrainingView:
     """One view, all (H, W[, 3]): light relative to a flat sound wall, reflectance of that wall, and what is true.
 
     shading, albedo: float32, linear BGR; the dirt inside airholes is in the shading. coverage: float32, share inside a
-    rim. ids: int32, 0 for the wall. depth_m: float32.
+    rim. ids: int32, 0 for the wall. depth_m: float32, NaN as a whole when unknown.
     """
 
     shading: NDArray[np.float32]
@@ -65,7 +65,7 @@ def prepare_views(config: ViewConfig, folder: Path, seed: int) -> list[Path]:
     paths = [folder / f'{seed}_{index:06d}.npz' for index in range(config.count)]
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
     for index, path in tqdm(missing, desc='path-tracing views', unit='view', disable=not missing):
-        _write(path, render_view(config, np.random.default_rng((seed, index))))
+        write_view(path, render_view(config, np.random.default_rng((seed, index))))
     return paths
 
 
@@ -134,7 +134,8 @@ def load_view(path: Path) -> TrainingView:
         )
 
 
-def _write(path: Path, view: TrainingView) -> None:
+def write_view(path: Path, view: TrainingView) -> None:
+    """Store a view for `load_view`."""
     # Written beside and renamed: a run killed here leaves no half a view.
     beside = path.with_suffix('.new.npz')
     np.savez(
