@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench guard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ lint: setup  ## check style, import border and types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-bench: setup  ## measure accuracy on simulated walls, for each range sensor, and speed
+bench: setup  ## measure accuracy and speed, and rewrite docs/benchmarks.md
 	@$(RUN) benchmarks/run.py
+
+guard: setup  ## check that no part of a frame takes more than 1.3 times what it did
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) benchmarks/guard.py
 
 clean:  ## remove .venv and everything that was made
 	rm -rf $(VENV) build install log out .pytest_cache .ruff_cache .mypy_cache .hypothesis
