@@ -15,6 +15,7 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import Closeup
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.uncertainty import Budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +114,25 @@ def _unpack(packed: list[Any]) -> NDArray[np.float64]:
 
 
 def _pack_measurement(measurement: Measurement) -> dict[str, Any]:
-    return {name: _pack(value) if isinstance(value, np.ndarray) else value for name, value in vars(measurement).items()}
+    return {name: _pack_value(value) for name, value in vars(measurement).items()}
+
+
+def _pack_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return _pack(value)
+    return dataclasses.asdict(value) if isinstance(value, Budget) else value
 
 
 def _unpack_measurement(document: dict[str, Any]) -> Measurement:
-    values: dict[str, Any] = {
-        name: _unpack(value) if isinstance(value, list) else value for name, value in document.items()
-    }
+    values = {name: _unpack_value(value) for name, value in document.items()}
     statuses = {name: Status(values[name]) for name in ('area_status', 'volume_status')}
     return Measurement(**(values | statuses))
+
+
+def _unpack_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return _unpack(value)
+    return Budget(**value) if isinstance(value, dict) else value
 
 
 def _box(values: list[int]) -> tuple[int, int, int, int]:
