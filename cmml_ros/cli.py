@@ -40,6 +40,7 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     _add_simulate(commands)
     _add_analyze(commands)
+    _add_compare(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_export(commands)
@@ -146,6 +147,37 @@ def _analyze(options: argparse.Namespace) -> None:
     for note in (*summary.warnings, *summary.errors):
         print(f'cmml: note: {note}', file=sys.stderr)
     print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        'compare',
+        help='two analyses of the same surface',
+        description='Match the airholes of two output folders of `cmml analyze`: how many are the same, new in B, gone '
+        'from A, and which differ by more than their deviations allow. Writes compare.csv and compare.png.',
+    )
+    parser.add_argument('run_a', type=Path, metavar='RUN_A', help='output folder of the first analysis')
+    parser.add_argument('run_b', type=Path, metavar='RUN_B', help='output folder of the second one')
+    parser.add_argument('--out', type=Path, default=Path('out/compare'), metavar='DIR', help='default: %(default)s')
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from cmml_ros.report.compare import QUANTITIES, compare
+
+    comparison = compare(options.run_a, options.run_b, options.out)
+    counts = {kind: comparison.count(kind) for kind in ('matched', 'new', 'gone')}
+    print(f'{counts["matched"]} matched, {counts["new"]} new in {options.run_b}, {counts["gone"]} gone')
+    if comparison.identical:
+        print('no difference')
+    for row in comparison.changed:
+        texts = [
+            f'{name} {row[f"{name}_a"]} -> {row[f"{name}_b"]} ({float(row[f"{name}_deviations"]):+.1f} deviations)'
+            for name, _ in QUANTITIES
+            if row[f'{name}_deviations']
+        ]
+        print(f'  {row["defect_id_a"]} = {row["defect_id_b"]}: {", ".join(texts)}')
+    print(options.out / 'compare.csv')
 
 
 def _find_bags(names: Sequence[str]) -> list[Path]:
