@@ -80,8 +80,12 @@ class Rim:
         u = np.arange(width + 1) + (mask.left - 0.5)
         v = np.arange(height + 1) + (mask.top - 0.5)
         corners_px = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
+        outline_px = outline_in_image(mask)
+        # Lens models are inverted by iteration: once for all is cheaper.
+        rays = camera.rays(np.concatenate([corners_px, outline_px]))
         with np.errstate(invalid='ignore'):  # NaN where a ray misses, told below
-            corners = surface.to_local(surface.intersect(camera.rays(corners_px))).reshape(height + 1, width + 1, 3)
+            cast = surface.to_local(surface.intersect(rays))
+        corners = cast[: len(corners_px)].reshape(height + 1, width + 1, 3)
         falling = corners[1:, 1:] - corners[:-1, :-1]
         rising = corners[1:, :-1] - corners[:-1, 1:]
         cross = np.cross(falling, rising)
@@ -105,8 +109,7 @@ class Rim:
         values, vectors = np.linalg.eigh(moments - pixel_moments)
         moments = (vectors * np.maximum(values, floor)) @ vectors.T
 
-        outline_px = outline_in_image(mask)
-        outline = surface.to_local(surface.intersect(camera.rays(outline_px)))
+        outline = cast[len(corners_px) :]
         if _signed_area(outline) < 0.0:
             outline = outline[::-1]
         elevation = surface.elevation(centre[:1], centre[1:])
