@@ -8,10 +8,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench guard clean
+.PHONY: help setup demo test lint bench guard pictures clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## prepare .venv: ROS 2 wheels, torch for the CPU, this package (PYTHON=python3.12 picks another interpreter)
 	@command -v $(PYTHON) > /dev/null || { echo 'make setup: there is no $(PYTHON); install Python 3.10 to 3.13, or name one with PYTHON=...'; exit 1; }
@@ -33,6 +33,9 @@ bench: setup  ## measure accuracy and speed, and rewrite docs/benchmarks.md
 
 guard: setup  ## check that no part of a frame takes more than 1.3 times what it did
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) benchmarks/guard.py
+
+pictures: setup  ## take the screenshots in docs/images again
+	@$(RUN) benchmarks/pictures.py
 
 clean:  ## remove .venv and everything that was made
 	rm -rf $(VENV) build install log out .pytest_cache .ruff_cache .mypy_cache .hypothesis
