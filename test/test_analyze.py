@@ -329,12 +329,18 @@ def test_several_bags_become_one_map_and_a_broken_one_is_told(
     shutil.copytree(runs / 'b', runs / 'a')
     (runs / 'broken').mkdir()
     (runs / 'broken' / 'metadata.yaml').write_text('nonsense')
+    shutil.copytree(runs / 'b', runs / 'cut')
+    file = next((runs / 'cut').glob('*.mcap'))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
     error = fail(capsys, str(runs / '*'), '--out', tmp_path / 'out', '--no-pdf')
     assert 'broken' in error
+    assert 'the file ends inside a record' in error
     assert 'report.html covers what was read' in error
     rows = read_table(tmp_path / 'out' / 'defects.csv')
-    assert [row['observations'] for row in rows] == ['10', '10']  # five frames of each of two bags
-    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['bag'] == 'a, b'
+    assert len(rows) == 2
+    # Five frames of each of two bags, and those before the cut.
+    assert all(10 < int(row['observations']) < 15 for row in rows)
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['bag'] == 'cut, a, b'  # one without an index comes first
 
 
 def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: MakeBag, tmp_path: Path):
@@ -362,19 +368,40 @@ def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: Mak
         assert (tmp_path / 'live' / name).read_bytes() == (tmp_path / 'offline' / name).read_bytes()
 
 
+ANALYSE = (
+    'import sys; from pathlib import Path; from cmml_ros.analyze import analyze; '
+    'from cmml_ros.config import InspectorConfig; '
+    'analyze(Path(sys.argv[1]), Path(sys.argv[2]), InspectorConfig(), split_s=0.2, workers=int(sys.argv[3]))'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_that_is_killed_leaves_what_was_done(tmp_path: Path):
+    bag, out = tmp_path / 'wall', tmp_path / 'out'
+    write_bag(bag, Recording())
+    arguments = [sys.executable, '-c', ANALYSE, bag, out, '1']
+    driver = subprocess.Popen(arguments)
+    while driver.poll() is None and not list((out / 'parts').glob('*.zst')):
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in (out / 'parts').glob('*.zst')}
+    assert 1 <= len(kept) < 4
+    assert not (out / 'defects.csv').exists()
+    subprocess.run(arguments, check=True)
+    assert [int(row['stamp_ns']) for row in read_table(out / 'frames.csv')] == STAMPS_NS
+    assert not (out / 'parts').exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_workers_do_the_same_and_one_that_is_killed_is_replaced(tmp_path: Path):
     """The real network in real workers; one of them is killed by force while it computes."""
     bag = tmp_path / 'wall'
     write_bag(bag, Recording())
-    code = (
-        'import sys; from pathlib import Path; from cmml_ros.analyze import analyze; '
-        'from cmml_ros.config import InspectorConfig; '
-        'analyze(Path(sys.argv[1]), Path(sys.argv[2]), InspectorConfig(), split_s=0.2, workers=int(sys.argv[3]))'
-    )
-    subprocess.run([sys.executable, '-c', code, bag, tmp_path / 'one', '1'], check=True)
-    driver = subprocess.Popen([sys.executable, '-c', code, bag, tmp_path / 'two', '2'])
+    subprocess.run([sys.executable, '-c', ANALYSE, bag, tmp_path / 'one', '1'], check=True)
+    driver = subprocess.Popen([sys.executable, '-c', ANALYSE, bag, tmp_path / 'two', '2'])
     killed: list[int] = []
     while driver.poll() is None:
         for process in Path('/proc').glob('[0-9]*'):
