@@ -340,7 +340,8 @@ def test_several_bags_become_one_map_and_a_broken_one_is_told(
     assert len(rows) == 2
     # Five frames of each of two bags, and those before the cut.
     assert all(10 < int(row['observations']) < 15 for row in rows)
-    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['bag'] == 'cut, a, b'  # one without an index comes first
+    # The one without an index does not tell its time and comes first.
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['bag'] == 'cut, a, b'
 
 
 def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: MakeBag, tmp_path: Path):
