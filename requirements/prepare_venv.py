@@ -100,8 +100,7 @@ def check_machine(new_venv):
 def find_missing_packages(new_venv):
     """Debian names of what this machine lacks."""
     missing = []
-    # Chromium prints reports, and their tests open them in it.
-    for program, package in (('c++', 'g++'), ('cmake', 'cmake'), ('make', 'make'), ('chromium', 'chromium')):
+    for program, package in (('c++', 'g++'), ('cmake', 'cmake'), ('make', 'make')):
         if not shutil.which(program):
             missing.append(package)
     # open3d links to these.
@@ -116,9 +115,19 @@ def find_missing_packages(new_venv):
             ctypes.CDLL(library)
         except OSError:
             missing.append(package)
+    # It prints reports, and their tests open them in it. Ubuntu has no such package, only a snap.
+    browsers = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
+    if not any(map(shutil.which, browsers)) and Path('/etc/debian_version').exists() and not is_ubuntu():
+        missing.append('chromium')
     if new_venv:
         missing += find_missing_python_parts()
     return missing
+
+
+def is_ubuntu():
+    """Whether this is Ubuntu."""
+    release = Path('/etc/os-release')
+    return release.is_file() and 'ID=ubuntu' in release.read_text().splitlines()
 
 
 def find_missing_python_parts():
