@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from std_srvs.srv import Trigger
 from cmml_ros.config import InspectorConfig
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
-from cmml_ros.mapping.defect_map import DefectMap, MapEntry
+from cmml_ros.mapping.defect_map import DefectMap, MapSnapshot
 from cmml_ros.nodes.diagnostics import (
     DiagnosticsPublisher,
     make_calibration_status,
@@ -91,7 +90,6 @@ class InspectionNode(ManagedNode):
             self._inspector,
             self._assembler,
             self._map,
-            config.sync.map_frame,
             self._outputs,
             self.get_logger(),
             self._on_result,
@@ -131,11 +129,11 @@ class InspectionNode(ManagedNode):
         age_ns = self.get_clock().now().nanoseconds - inspection.frame.stamp_ns
         self._run.add(inspection, age_ns * 1e-9)
 
-    def _snapshot(self) -> tuple[Sequence[MapEntry], Summary]:
+    def _snapshot(self) -> tuple[MapSnapshot, Summary, InspectorConfig]:
         """The map and the facts for a report, in the thread that writes it."""
-        entries = self._map.entries if self._worker is None else self._worker.entries
+        snapshot = self._map.snapshot() if self._worker is None else self._worker.snapshot
         model_id, counts = self._inspector.model_id, self._assembler.counts
-        return entries, self._run.summary(self._topics, self._config, counts, model_id, len(entries))
+        return snapshot, self._run.summary(self._topics, self._config, counts, model_id, snapshot), self._config
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._worker is None:

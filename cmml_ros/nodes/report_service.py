@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 from rclpy.node import Node
 from rclpy.task import Future
 
+from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import CmmlError, ConfigError
-from cmml_ros.mapping.defect_map import MapEntry
-from cmml_ros.report.html import write_report
+from cmml_ros.mapping.defect_map import MapSnapshot
+from cmml_ros.report.results import write_results
 from cmml_ros.report.summary import Summary
-from cmml_ros.report.tables import write_defects, write_geojson, write_json
 from cmml_ros.srv import SaveReport
 
-Snapshot = Callable[[], tuple[Sequence[MapEntry], Summary]]
+Snapshot = Callable[[], tuple[MapSnapshot, Summary, InspectorConfig]]
 
 
 class ReportService:
     """Answers when the report is written; callbacks of the node go on meanwhile.
 
-    root: reports are written below it. snapshot: the map and the facts about the run, from any thread.
+    root: reports are written below it. snapshot: the map, the facts about the run and the settings,
+    from any thread.
     """
 
     def __init__(self, node: Node, root: Path, snapshot: Snapshot) -> None:
@@ -57,14 +58,12 @@ class ReportService:
     def _write(self, directory: str, response: SaveReport.Response) -> None:
         folder = choose_folder(self._root, directory)
         folder.mkdir(parents=True, exist_ok=True)
-        entries, summary = self._snapshot()
-        write_defects(folder / 'defects.csv', entries)
-        write_geojson(folder / 'defects.geojson', entries)
-        write_json(folder / 'summary.json', summary.document(entries))
-        write_report(folder / 'report.html', summary, entries, ())
-        response.success, response.defect_count = True, len(entries)
+        snapshot, summary, config = self._snapshot()
+        write_results(folder, snapshot, summary, config)
+        count = len(snapshot.entries)
+        response.success, response.defect_count = True, count
         response.report_path = str(folder / 'report.html')
-        response.message = f'{len(entries)} airholes written to {folder}'
+        response.message = f'{count} airholes written to {folder}'
 
 
 def default_root() -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmml_ros.config import InspectorConfig, flatten_config
+from cmml_ros.mapping.defect_map import MapSnapshot
 from cmml_ros.report.summary import Summary
 
 if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
@@ -44,10 +45,12 @@ class RunStatistics:
         config: InspectorConfig,
         counts: Mapping[str, int],
         model_id: str,
-        airholes: int,
+        snapshot: MapSnapshot,
     ) -> Summary:
         """The facts for a report. topics: resolved name by input. counts: of the Assembler."""
         noises_m = list(self._range_noises_m)
+        stamps_ns = [view.stamp_ns for view in snapshot.views]
+        cameras = dict.fromkeys(f'{view.camera.width} x {view.camera.height} px' for view in snapshot.views)
         return Summary(
             bag='live',
             topics={name: topics[name] for name in ('image', 'camera_info', 'points')},
@@ -59,9 +62,13 @@ class RunStatistics:
             counts=dict(sorted(counts.items())),
             errors={},
             incomplete={},
-            airholes=airholes,
+            airholes=len(snapshot.entries),
             warnings=(),
             fault='',
             range_noise_m=float(np.median(noises_m)) if noises_m else math.nan,
             timings_s={},
+            first_stamp_ns=min(stamps_ns, default=0),
+            last_stamp_ns=max(stamps_ns, default=0),
+            camera=', '.join(cameras),
+            largest_correction_m=snapshot.largest_correction_m,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cmml_ros.errors import CmmlError
 from cmml_ros.frame import Frame
 from cmml_ros.mapping.closeup import CloseupMaker
-from cmml_ros.mapping.defect_map import DefectMap, MapEntry
+from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.nodes.publishers import InspectionPublishers
 from cmml_ros.stream.assembler import Assembler
 
@@ -24,7 +24,7 @@ _STOP_TIMEOUT_S = 2.0
 
 
 class InspectionWorker:
-    """Owns the map while it runs; other threads ask for a reset, and read `entries`.
+    """Owns the map while it runs; other threads ask for a reset, and read `snapshot`.
 
     log: the node's logger. on_result: called in the worker's thread after each result.
     """
@@ -34,16 +34,14 @@ class InspectionWorker:
         inspector: Inspector,
         assembler: Assembler,
         defect_map: DefectMap,
-        map_frame: str,
         outputs: InspectionPublishers,
         log: Any,
         on_result: Callable[[Inspection], None],
     ) -> None:
-        self.entries: tuple[MapEntry, ...] = tuple(defect_map.entries)
+        self.snapshot = defect_map.snapshot()
         self._inspector = inspector
         self._assembler = assembler
         self._map = defect_map
-        self._map_frame = map_frame
         self._map_due_s = math.inf
         self._outputs = outputs
         self._log = log
@@ -103,18 +101,17 @@ class InspectionWorker:
             ids = self._map.add(
                 inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
             )
-            self.entries = tuple(self._map.entries)
-            map_ids = [entry.defect_id for entry in self.entries]
+            self.snapshot = self._map.snapshot()
+            map_ids = [entry.defect_id for entry in self.snapshot.entries]
             self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
         self._outputs.publish(inspection, ids, map_ids)
         self._on_result(inspection)
 
     def _publish_map(self) -> None:
         self._map_due_s = math.inf
-        entries = [entry for entry in self.entries if entry.frame_id == self._map_frame]
-        self._outputs.publish_map(entries, self._latest_stamp_ns, self._inspector.model_id)
+        self._outputs.publish_map(self.snapshot.placed, self._latest_stamp_ns, self._inspector.model_id)
 
     def _clear_map(self) -> None:
         self._map.clear()
-        self.entries = ()
+        self.snapshot = self._map.snapshot()
         self._outputs.clear(self._latest_stamp_ns, self._inspector.model_id)
