@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -107,9 +107,10 @@ def make_frames(sensor: str, count: int, seed: int, look: Look) -> list[TestFram
     return frames
 
 
-def assess_segmentation(frames: Sequence[TestFrame], find: Finder) -> dict[str, Any]:
+def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: float = 0.0) -> dict[str, Any]:
     """Pixel IoU, mask AP, rim F1, recall by size and false alarms by cause of the masks that `find` gives.
 
+    AP ranks all masks by their confidence, as COCO does; everything else counts those from `confidence` on.
     Airholes below 8 px, and what the border cuts, are neither asked for nor held against it.
     """
     overlap = union = 0
@@ -121,7 +122,17 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder) -> dict[str, 
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for number, frame in enumerate(frames, start=1):
-        masks = find(frame)
+        candidates = find(frame)
+        found += [
+            {
+                'image_id': number,
+                'category_id': 1,
+                'segmentation': _encode(_to_picture(mask, frame.hole_ids.shape)),
+                'score': mask.confidence,
+            }
+            for mask in candidates
+        ]
+        masks = [mask for mask in candidates if mask.confidence >= confidence]
         layers = [_to_picture(mask, frame.hole_ids.shape) for mask in masks]
         asked = {hole_id for hole_id, diameter in frame.diameters_px.items() if diameter >= MIN_DIAMETER_PX}
         wanted = np.isin(frame.hole_ids, list(asked))
@@ -152,10 +163,6 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder) -> dict[str, 
             for on, mask in zip(on_airhole, masks, strict=True)
         )
         truth += _describe_truth(frame, asked, number, len(truth))
-        found += [
-            {'image_id': number, 'category_id': 1, 'segmentation': _encode(layer), 'score': mask.confidence}
-            for layer, mask in zip(layers, masks, strict=True)
-        ]
     precision, recall = rim_hits / np.maximum(rim_counts, 1)
     ap50, ap = _average_precision(truth, found, [frame.hole_ids.shape for frame in frames])
     return {
@@ -386,7 +393,8 @@ def _direction(rng: np.random.Generator) -> Array:
 
 def evaluate_network(out: Path, config: InspectorConfig, *, frames: int, seed: int, look: Look) -> str:
     """Tables for people; the same figures as JSON in `out`/network.json."""
-    segmenter = Segmenter(config.detection)
+    confidence = config.detection.confidence_threshold
+    segmenter = Segmenter(replace(config.detection, confidence_threshold=0.0))
     registrar = Registrar(segmenter.network, config.registration)
     views = {sensor: make_frames(sensor, frames, seed, look) for sensor in ('depth_camera', 'tof_lidar')}
 
@@ -398,16 +406,15 @@ def evaluate_network(out: Path, config: InspectorConfig, *, frames: int, seed: i
         sizes = measure(masks, projected, frame.camera, config.surface, config.measurement)
         return [mask for mask, size in zip(masks, sizes, strict=True) if not is_flat(size, config.measurement)]
 
-    close = views['depth_camera']
-    segmentation = {
-        'depth camera': assess_segmentation(close, lambda frame: find(frame, ranged=True, flat_out=False)),
-        'depth camera, flat ones dropped': assess_segmentation(
-            close, lambda frame: find(frame, ranged=True, flat_out=True)
-        ),
-        'LiDAR': assess_segmentation(views['tof_lidar'], lambda frame: find(frame, ranged=True, flat_out=False)),
-        'picture alone': assess_segmentation(close, lambda frame: find(frame, ranged=False, flat_out=False)),
-        'LoG and Otsu': assess_segmentation(close, lambda frame: find_dark_blobs(frame.image)),
+    close, far = views['depth_camera'], views['tof_lidar']
+    finders: dict[str, tuple[list[TestFrame], Finder]] = {
+        'depth camera': (close, lambda frame: find(frame, ranged=True, flat_out=False)),
+        'depth camera, flat ones dropped': (close, lambda frame: find(frame, ranged=True, flat_out=True)),
+        'LiDAR': (far, lambda frame: find(frame, ranged=True, flat_out=False)),
+        'picture alone': (close, lambda frame: find(frame, ranged=False, flat_out=False)),
     }
+    segmentation = {name: assess_segmentation(its, finder, confidence) for name, (its, finder) in finders.items()}
+    segmentation['LoG and Otsu'] = assess_segmentation(close, lambda frame: find_dark_blobs(frame.image))
     registration: dict[str, Any] = {}
     drift: dict[str, Any] = {}
     rng = np.random.default_rng(seed)

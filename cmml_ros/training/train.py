@@ -28,6 +28,8 @@ from cmml_ros.training.views import ViewConfig, prepare_views
 
 log = logging.getLogger(__name__)
 
+_TASKS = ('segmentation', 'coarse', 'fine')
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -38,6 +40,7 @@ class TrainConfig:
     match: MatchConfig = field(default_factory=MatchConfig)
     size: str = setting('small', 'size of the network', choices=tuple(SIZE_CHANNELS))
     start_from: str = setting('', 'weights to go on from, by name or path; empty: random ones')
+    match_only: bool = setting(False, 'leave image encoder and segmentation head as they are, learn to match')
     seed: int = setting(1, 'seed of weights, views and crops', low=0, high=2**31 - 1)
     steps: int = setting(20000, 'optimiser steps', low=1, high=10**8)
     batch_size: int = setting(8, 'crops a step', low=1, high=4096)
@@ -56,11 +59,15 @@ class _Run:
         self.config = config
         self.step = 0
         self.network = _start(config).to(device)
+        self.learn()
         # How uncertain each task is (segmentation, coarse and fine matching): logarithms of the variances.
         self.task_uncertainty = torch.nn.Parameter(torch.zeros(3, device=device))
         self.optimizer = torch.optim.AdamW(
             [
-                {'params': list(self.network.parameters()), 'weight_decay': config.weight_decay},
+                {
+                    'params': [weights for weights in self.network.parameters() if weights.requires_grad],
+                    'weight_decay': config.weight_decay,
+                },
                 {'params': [self.task_uncertainty], 'weight_decay': 0.0},
             ],
             lr=config.learning_rate,
@@ -71,33 +78,44 @@ class _Run:
             use_buffers=True,
         )
 
+    def learn(self) -> None:
+        """Put the network into training mode, but for what `match_only` leaves alone."""
+        self.network.train()
+        if self.config.match_only:
+            for part in (self.network.image_encoder, self.network.segmentation_head):
+                part.eval().requires_grad_(False)
+
     def advance(self, batch: Sequence[Tensor]) -> tuple[float, ...]:
-        """One optimiser step; the losses of segmentation, coarse and fine matching before it."""
+        """One optimiser step; the losses of segmentation (unless `match_only`), coarse and fine matching before it."""
         for group in self.optimizer.param_groups:
             group['lr'] = _learning_rate(self.config, self.step)
         # What is drawn in the losses depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        image, range_maps, coverage, rim, weight, picture, point_maps, T_image_maps = batch
-        network, crops = self.network, len(image)
-        # One pass for both, so that batch normalisation sees pictures with and without range alike.
-        no_range = range_maps.new_zeros(len(picture), *range_maps.shape[1:])
-        pyramid = network.encode(torch.cat([image, picture]), torch.cat([range_maps, no_range]))
-        logits = network.segmentation_head([level[:crops] for level in pyramid])
-        descriptors = network.describe([level[crops:] for level in pyramid], point_maps)
-        losses = torch.stack(
-            [
-                segmentation_loss(logits, coverage, rim, weight),
-                *matching_loss(network.matching_head, descriptors, point_maps, T_image_maps),
-            ]
-        )
+        network = self.network
+        *crops, picture, point_maps, T_image_maps = batch
+        losses = []
+        if self.config.match_only:
+            with torch.no_grad():
+                pyramid = network.encode(picture, None)
+        else:
+            image, range_maps, coverage, rim, weight = crops
+            # One pass for both, so that batch normalisation sees pictures with and without range alike.
+            no_range = range_maps.new_zeros(len(picture), *range_maps.shape[1:])
+            shared = network.encode(torch.cat([image, picture]), torch.cat([range_maps, no_range]))
+            logits = network.segmentation_head([level[: len(image)] for level in shared])
+            losses.append(segmentation_loss(logits, coverage, rim, weight))
+            pyramid = [level[len(image) :] for level in shared]
+        descriptors = network.describe(pyramid, point_maps)
+        losses += matching_loss(network.matching_head, descriptors, point_maps, T_image_maps)
+        uncertainty = self.task_uncertainty[-len(losses) :]
         # Kendall, Gal and Cipolla, CVPR 2018: what a task is weighted by is learnt.
-        loss = (losses * torch.exp(-self.task_uncertainty) + self.task_uncertainty).sum()
+        loss = (torch.stack(losses) * torch.exp(-uncertainty) + uncertainty).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        values = tuple(losses.detach().tolist())
+        values = tuple(part.item() for part in losses)
         if not math.isfinite(sum(values)):
             raise ModelError(f'loss is not finite at step {self.step}; lower learning_rate')
         self.step += 1
@@ -167,7 +185,7 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: 
         num_workers=config.workers,
         prefetch_factor=2 if config.workers else None,
     )
-    run.network.train()
+    run.learn()
     saved_at = time.monotonic()
     smooth: list[float] = []
     with (
@@ -177,7 +195,7 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: 
         for batch in loader:
             values = run.advance([tensor.to(device) for tensor in batch])
             smooth = [0.98 * old + 0.02 * new for old, new in zip(smooth or values, values, strict=True)]
-            named = dict(zip(('segmentation', 'coarse', 'fine'), smooth, strict=True))
+            named = dict(zip(_TASKS[-len(smooth) :], smooth, strict=True))
             bar.update()
             bar.set_postfix({name: f'{value:.3f}' for name, value in named.items()}, refresh=False)
             if run.step % 50 == 0:
@@ -205,8 +223,10 @@ class _StepDataset(Dataset[list[Tensor]]):
         return self._config.steps
 
     def __getitem__(self, step: int) -> list[Tensor]:
-        """Batches of the eight tensors that `_Run.advance` takes."""
-        parts = [(self._crops, self._config.batch_size), (self._pairs, self._config.match.batch_size)]
+        """Batches of the tensors that `_Run.advance` takes."""
+        parts: list[tuple[Dataset[Any], int]] = [(self._pairs, self._config.match.batch_size)]
+        if not self._config.match_only:
+            parts.insert(0, (self._crops, self._config.batch_size))
         return [
             torch.stack(tensors)
             for dataset, size in parts
