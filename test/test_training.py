@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmml_ros.errors import ConfigError, ModelError
+from cmml_ros.model.checkpoint import find_weights
 from cmml_ros.training.dataset import CropDataset, DataConfig, load_pictures, rim_of
 from cmml_ros.training.losses import segmentation_loss
 from cmml_ros.training.train import _Run, train
@@ -138,3 +139,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeyp
     config.write_text(CONFIG + 'learning_rate: 0.001\n')
     with pytest.raises(ModelError, match='learning_rate'):
         train(config, tmp_path / 'killed', [pictures])
+
+
+@pytest.mark.slow
+def test_matching_alone_leaves_segmentation_as_it_was(tmp_path: Path):
+    config = tmp_path / 'train.yaml'
+    config.write_text(CONFIG + 'start_from: small\nmatch_only: true\nmatch: {batch_size: 2, context_px: 16}\n')
+    before = load_file(find_weights('small'))
+    after = load_file(train(config, tmp_path / 'out'))
+    kept = [name for name in before if name.startswith(('image_encoder', 'segmentation_head'))]
+    assert len(kept) > 50
+    for name in kept:
+        assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before['matching_head.sharpness'], after['matching_head.sharpness'])
+
+
+def test_weights_of_another_size_are_no_start(tmp_path: Path):
+    config = tmp_path / 'train.yaml'
+    config.write_text(CONFIG + 'start_from: small\nsize: base\n')
+    with pytest.raises(ModelError, match='weights of size "small", but size is "base"'):
+        train(config, tmp_path / 'out')
