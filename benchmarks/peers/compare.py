@@ -100,8 +100,9 @@ def main() -> int:
             f'| none stated | {script.found[name]} |'
         )
         ours = total([sample for sample in samples if sample.sensor == name])
+        given = 'exact masks' if options.masks == 'true' else f'{ours.airholes / script.true[name]:.0%}'
         print(
-            f'| {name} | ours | {ours.airholes / script.true[name]:.0%} | {ours.area.error:.1%} '
+            f'| {name} | ours | {given} | {ours.area.error:.1%} '
             f'| {ours.depth.error:.1%} | {ours.volume.error:.1%} | {ours.volume.covered:.0%} | {ours.volume.count} |'
         )
     return 0
