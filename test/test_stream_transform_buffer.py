@@ -184,3 +184,14 @@ def test_agrees_with_tf2():
         [getattr(found.rotation, name) for name in 'xyzw'], [getattr(found.translation, name) for name in 'xyz']
     )
     np.testing.assert_allclose(ours.lookup('camera', 'lidar', 1_300_000_000).matrix, expected.matrix, atol=1e-9)
+
+
+def test_frames_without_end_are_refused_and_known_ones_go_on() -> None:
+    buffer = TransformBuffer(10.0)
+    for index in range(2000):
+        buffer.set(StampedTransform('map', f'frame_{index}', 0, SE3.identity()), static=True)
+    with pytest.raises(TransformError, match='2000 frames are known already'):
+        buffer.set(StampedTransform('map', 'one_more', 0, SE3.identity()), static=True)
+    moved = SE3(np.eye(3), np.array([1.0, 0.0, 0.0]))
+    buffer.set(StampedTransform('map', 'frame_7', 0, moved), static=True)
+    assert buffer.lookup('map', 'frame_7', 0).translation.tolist() == [1.0, 0.0, 0.0]

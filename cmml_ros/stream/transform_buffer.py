@@ -69,6 +69,10 @@ class _Edge:
         return before.T_parent_child.interpolate(after.T_parent_child, fraction)
 
 
+# More frames than any robot has: a publisher that makes up names must not fill the memory.
+_MAX_FRAMES = 2000
+
+
 class TransformBuffer:
     """Transforms between frames over the last `history_s` seconds, interpolated, never extrapolated."""
 
@@ -77,7 +81,10 @@ class TransformBuffer:
         self._edges: dict[str, _Edge] = {}
 
     def set(self, transform: StampedTransform, static: bool) -> None:
-        """Learn one transform; a static one holds at every stamp. Raises TransformError when it would close a loop."""
+        """Learn one transform; a static one holds at every stamp.
+
+        Raises TransformError when it would close a loop, and for a new frame when there are too many.
+        """
         path = [transform.child, transform.parent]
         while path[-1] != transform.child and path[-1] in self._edges:
             path.append(self._edges[path[-1]].transforms[-1].parent)
@@ -87,6 +94,11 @@ class TransformBuffer:
                 'two publishers disagree about the tree'
             )
         edge = self._edges.get(transform.child)
+        if edge is None and len(self._edges) >= _MAX_FRAMES:
+            raise TransformError(
+                f'{transform.parent} -> {transform.child}: {_MAX_FRAMES} frames are known already; '
+                'does a publisher give its frames ever new names?'
+            )
         if edge is None or static or edge.static:
             edge = self._edges[transform.child] = _Edge(static)
         edge.insert(transform, self._history_ns)
