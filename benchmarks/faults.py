@@ -145,6 +145,7 @@ class Bench:
             time.sleep(max(started_s + index / rate_hz - time.monotonic(), 0.0))
             stamps.append(time.time_ns() + round(offset_s * 1e9))
             (send or self.send_view)(stamps[-1])
+        time.sleep(max(started_s + len(stamps) / rate_hz - time.monotonic(), 0.0))
         return stamps
 
     def send_view(self, at_ns: int) -> None:

@@ -49,23 +49,23 @@ class ManagedNode(LifecycleNode):
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Unconfigured to inactive."""
-        return self._try('configure', self.configure, undo=self.clean_up)
+        return self._try('cannot configure', self.configure, undo=self.clean_up)
 
     def on_activate(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Inactive to active."""
-        return self._try('activate', self.activate, undo=self.deactivate)
+        return self._try('cannot activate', self.activate, undo=self.deactivate)
 
     def on_deactivate(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Active to inactive."""
-        return self._try('deactivate', self.deactivate)
+        return self._try('cannot deactivate', self.deactivate)
 
     def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Inactive to unconfigured."""
-        return self._try('clean up', self.clean_up)
+        return self._try('cannot clean up', self.clean_up)
 
     def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Whatever it was, to finalized."""
-        return self._try('shut down', self._finish)
+        return self._try('cannot shut down', self._finish)
 
     def destroy_node(self) -> None:
         """Finish what is under way, then go."""
@@ -77,13 +77,13 @@ class ManagedNode(LifecycleNode):
         self.clean_up()
 
     def _try(
-        self, name: str, action: Callable[[], None], undo: Callable[[], None] | None = None
+        self, what: str, action: Callable[[], None], undo: Callable[[], None] | None = None
     ) -> TransitionCallbackReturn:
         try:
             action()
         except Exception as error:
             self.failure = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
-            self.get_logger().error(f'cannot {name}: {self.failure}')
+            self.get_logger().error(f'{what}: {self.failure}')
             if undo is not None:
                 undo()
             return TransitionCallbackReturn.FAILURE

@@ -16,7 +16,7 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from cmml_ros.errors import CmmlError
+from cmml_ros.errors import CmmlError, ConfigError
 from cmml_ros.nodes.managed import ManagedNode
 
 _SIGNAL_LATENCY_S = 0.1
@@ -49,7 +49,7 @@ def run_node(make_node: Callable[[], Node]) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     node, code = None, 0
     try:
-        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+        _init()
         node = make_node()
         if isinstance(node, ManagedNode) and not node.start():
             code = 1
@@ -77,6 +77,14 @@ def run_node(make_node: Callable[[], Node]) -> int:
             sys.stderr.flush()
             os._exit(code)
     return code
+
+
+def _init() -> None:
+    """Raises ConfigError where ROS refuses arguments or environment, as with security and no keystore."""
+    try:
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise ConfigError(f'ROS does not start: {error}; check the arguments and the ROS_* variables') from None
 
 
 def _spin_once(executor: SingleThreadedExecutor) -> None:
