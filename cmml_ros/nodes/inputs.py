@@ -15,6 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from cmml_ros.errors import CmmlError
+from cmml_ros.nodes.complaints import Complaints
 from cmml_ros.nodes.endpoints import explain_silence
 from cmml_ros.stream.assembler import Assembler
 
@@ -44,11 +45,17 @@ class SensorInputs:
     """
 
     def __init__(
-        self, node: Node, topics: Mapping[str, str], assembler: Assembler, on_message: Callable[[], None]
+        self,
+        node: Node,
+        topics: Mapping[str, str],
+        assembler: Assembler,
+        complaints: Complaints,
+        on_message: Callable[[], None],
     ) -> None:
         self.statistics = {name: InputStatistics() for name in INPUT_NAMES}
         self._node = node
         self._assembler = assembler
+        self._complaints = complaints
         self._on_message = on_message
         self._subscriptions: dict[str, list[Subscription]] = {name: [] for name in INPUT_NAMES}
         self._compressed: Subscription | None = None
@@ -95,7 +102,7 @@ class SensorInputs:
                 try:
                     add(message)
                 except CmmlError as error:
-                    self._node.get_logger().warning(str(error), throttle_duration_sec=1.0)
+                    self._complaints.add(error)
                 taken = subscription.handle.take_message(message_type, False)
                 if taken is None:
                     break

@@ -20,6 +20,7 @@ from cmml_ros.config import InspectorConfig
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.mapping.defect_map import DefectMap, MapSnapshot
+from cmml_ros.nodes.complaints import Complaints
 from cmml_ros.nodes.diagnostics import (
     DiagnosticsPublisher,
     make_calibration_status,
@@ -84,7 +85,7 @@ class InspectionNode(ManagedNode):
 
     def activate(self) -> None:
         """Listen and inspect."""
-        config = self._config
+        config, complaints = self._config, Complaints(self.get_logger())
         self._assembler = Assembler(config.sync, *(self._topics[name] for name in INPUT_NAMES[:3]))
         self._worker = InspectionWorker(
             self._inspector,
@@ -92,9 +93,10 @@ class InspectionNode(ManagedNode):
             self._map,
             self._outputs,
             self.get_logger(),
+            complaints,
             self._on_result,
         )
-        self._inputs = SensorInputs(self, self._topics, self._assembler, self._worker.wake)
+        self._inputs = SensorInputs(self, self._topics, self._assembler, complaints, self._worker.wake)
         self._problem: str | None = None
         self._results_reported = self._run.results
         self._diagnosed_s = time.monotonic()
@@ -158,13 +160,15 @@ class InspectionNode(ManagedNode):
         self._diagnostics.publish(statuses)
 
     def _report_silence(self) -> None:
-        """One line when the last period brought no result: what is missing, and the likely cause."""
+        """One line when the last period brought no result, or lacked something: what, and the likely cause."""
         self._problem = self._assembler.problem()
         results, self._results_reported = self._results_reported, self._run.results
         if results == self._results_reported:
             causes = [self._problem, *self._inputs.explain_missing()]
             text = '; '.join(filter(None, causes)) or 'all inputs arrive, the frame in work is not finished'
             self.get_logger().warning(f'no result for {_SILENCE_S:.0f} s: {text}')
+        elif self._problem is not None:
+            self.get_logger().warning(f'results go on without all they need: {self._problem}')
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from cmml_ros.errors import CmmlError
 from cmml_ros.frame import Frame
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.nodes.complaints import Complaints
 from cmml_ros.nodes.publishers import InspectionPublishers
 from cmml_ros.stream.assembler import Assembler
 
@@ -36,6 +37,7 @@ class InspectionWorker:
         defect_map: DefectMap,
         outputs: InspectionPublishers,
         log: Any,
+        complaints: Complaints,
         on_result: Callable[[Inspection], None],
     ) -> None:
         self.snapshot = defect_map.snapshot()
@@ -45,6 +47,7 @@ class InspectionWorker:
         self._map_due_s = math.inf
         self._outputs = outputs
         self._log = log
+        self._complaints = complaints
         self._on_result = on_result
         self._latest_stamp_ns = 0
         self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
@@ -79,7 +82,7 @@ class InspectionWorker:
                 for frame in self._assembler.take(newest_only=True):
                     self._inspect(frame)
                 while self._assembler.errors:
-                    self._log.warning(str(self._assembler.errors.popleft()), throttle_duration_sec=1.0)
+                    self._complaints.add(self._assembler.errors.popleft())
                 if time.monotonic() >= self._map_due_s:
                     self._publish_map()
             except Exception as error:  # one frame is lost, never the node

@@ -160,7 +160,8 @@ def cloud_from_message(msg: Any, topic: str) -> Cloud:
     for axis, name in enumerate('xyz'):
         # Field by field: reductions over the three columns of `points` would take ten times as long.
         column = fields[name].reshape(-1)
-        points[:, axis] = column
+        with np.errstate(invalid='ignore'):  # signalling NaNs
+            points[:, axis] = column
         finite &= np.isfinite(column)
         at_sensor &= column == 0
     kept = finite & ~at_sensor
