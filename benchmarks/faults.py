@@ -73,7 +73,7 @@ class Outcome:
 class Bench:
     """A robot in this process and an inspection in another."""
 
-    def __init__(self, *arguments: str, known_segmenter: bool = True) -> None:
+    def __init__(self, *arguments: str, known_segmenter: bool = True, inspect: bool = True) -> None:
         self._known_segmenter = known_segmenter
         self.context = Context()
         rclpy.init(context=self.context)
@@ -83,7 +83,8 @@ class Bench:
         self._thread = threading.Thread(target=self._executor.spin)
         self._thread.start()
         self.nodes: list[NodeProcess] = []
-        self.inspection = self.start_inspection(*arguments)
+        if inspect:
+            self.inspection = self.start_inspection(*arguments)
 
     def start_inspection(self, *arguments: str) -> NodeProcess:
         """A node that is active and connected."""

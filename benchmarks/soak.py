@@ -99,7 +99,7 @@ class Sensors:
             centre_m = (np.array([u - WIDTH / 2, v - HEIGHT / 2])) / FOCAL_PX * DISTANCE_M
             inside = np.hypot(x_m - centre_m[0], y_m - centre_m[1]) < radius_px / FOCAL_PX * DISTANCE_M
             z_m[inside] += 0.003
-        bgr = np.repeat(picture.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        bgr = (picture[:, :, None] + random.normal(0.0, 2.0, (HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
         self._image = make_image(bgr, make_header(1, 'camera'))
         self._info = CameraInfo(
             header=make_header(1, 'camera'),

@@ -21,7 +21,7 @@ class Complaints:
 
     def add(self, error: Exception) -> None:
         """Say it, or not."""
-        kind = re.sub(r'[-+0-9.e]+', '#', str(error))
+        kind = re.sub(r'[-+]?\d[-+\d.e]*', '#', str(error))
         now_s = time.monotonic()
         with self._lock:
             if now_s - self._logged_s.get(kind, -_PERIOD_S) < _PERIOD_S:
