@@ -278,18 +278,51 @@ def test_bad_messages_are_refused_at_once_and_cost_nothing_else():
     assert 'no message on "image"' in assembler.problem()  # of the time since the previous call
 
 
-def test_an_image_that_cannot_be_converted_costs_its_frame_only():
+def test_an_image_of_a_bad_layout_is_refused_at_the_door():
     assembler = Assembler(SyncConfig())
     for event in [*STATIC, ('info', 0)]:
         add(assembler, *event)
     broken = make_image(START_MS)
     broken.encoding = 'bgr12'
-    assembler.add_image(broken)
+    with pytest.raises(MessageError, match='unknown encoding "bgr12"'):
+        assembler.add_image(broken)
     add(assembler, 'image', 100)
     add(assembler, 'cloud', 0)
     add(assembler, 'cloud', 100)
     assert [frame.stamp_ns // MS - START_MS for frame in assembler.flush()] == [100]
-    assert 'unknown encoding "bgr12"' in str(assembler.errors[0])
+    assert assembler.counts['image refused'] == 1
+
+
+def make_undecodable(time_ms):
+    """A compressed image that is none, which only decoding can tell."""
+    return SimpleNamespace(header=make_image(time_ms).header, format='png', data=b'no picture')
+
+
+def test_an_image_that_cannot_be_converted_costs_its_frame_only():
+    assembler = Assembler(SyncConfig())
+    for event in [*STATIC, ('info', 0)]:
+        add(assembler, *event)
+    assembler.add_image(make_undecodable(START_MS))
+    add(assembler, 'image', 100)
+    add(assembler, 'cloud', 0)
+    add(assembler, 'cloud', 100)
+    assert [frame.stamp_ns // MS - START_MS for frame in assembler.flush()] == [100]
+    assert 'cannot be decoded' in str(assembler.errors[0])
+
+
+def test_an_image_that_cannot_be_converted_does_not_take_the_place_of_a_good_one():
+    assembler = Assembler(SyncConfig())
+    for event in [*STATIC, ('info', 0)]:
+        add(assembler, *event)
+    assembler.add_image(make_image(START_MS))
+    assembler.add_image(make_image(START_MS + 100))
+    assembler.add_image(make_undecodable(START_MS + 200))
+    for time_ms in (0, 100, 200, 2000):
+        assembler.add_cloud(make_cloud(START_MS + time_ms))
+    (frame,) = assembler.take(newest_only=True)
+    assert frame.stamp_ns // MS - START_MS == 100
+    assert assembler.counts['pipeline behind'] == 1
+    assert assembler.counts['frame lost by a bad message'] == 1
 
 
 def test_clocks_that_differ_are_explained():

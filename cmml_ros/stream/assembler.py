@@ -17,6 +17,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.stream.conversions import (
     camera_from_info,
     check_cloud,
+    check_image,
     cloud_from_message,
     frame_id,
     image_to_bgr,
@@ -97,9 +98,10 @@ class Assembler:
             return self._counts + self._synchronizer.counts
 
     def add_image(self, msg: Any) -> None:
-        """Enqueue an Image or CompressedImage. Raises MessageError for a stamp that is not filled."""
+        """Enqueue an Image or CompressedImage. Raises MessageError for a stamp that is not filled, or a bad layout."""
         with self._receiving('image'):
             stamp_ns = stamp_to_ns(msg.header.stamp, self._image_topic)
+            check_image(msg, self._image_topic)
             self._synchronize('image', self._synchronizer.add_image, stamp_ns, msg)
 
     def add_cloud(self, msg: Any) -> None:
@@ -126,7 +128,7 @@ class Assembler:
             self._advance()
 
     def take(self, newest_only: bool = False) -> list[Frame]:
-        """Every frame that is ready, in stamp order; or just the newest, and the others counted as 'pipeline behind'.
+        """Every frame that is ready, in stamp order; or just the newest that is good, and the others counted.
 
         A frame whose messages cannot be converted is lost alone: it is counted, and its error goes to `errors`.
         At most `queue_size` frames wait here: offline, take after every message.
@@ -134,10 +136,14 @@ class Assembler:
         with self._lock:
             ready = list(self._ready)
             self._ready.clear()
-            if newest_only:
-                self._counts['pipeline behind'] += len(ready[:-1])
-                ready = ready[-1:]
-        return [frame for entry in ready if (frame := self._make_frame(entry)) is not None]
+        if not newest_only:
+            return [frame for entry in ready if (frame := self._make_frame(entry)) is not None]
+        while ready:
+            newest = self._make_frame(ready.pop())
+            if newest is not None:
+                self.drop(len(ready), 'pipeline behind')
+                return [newest]
+        return []
 
     def flush(self) -> list[Frame]:
         """What still waits at the end of a recording, in stamp order, each with what is known for it."""

@@ -101,12 +101,16 @@ def image_to_bgr(msg: Any, topic: str) -> NDArray[np.uint8]:
     try:
         if not hasattr(msg, 'encoding'):
             return _decode(msg, topic)
-        layout = _LAYOUTS.get(msg.encoding)
-        if layout is None:
-            raise MessageError(f'{topic}: unknown encoding "{msg.encoding}"; known are {", ".join(_LAYOUTS)}')
+        layout = _layout_of(msg, topic)
         return _convert(_image_pixels(msg, layout, topic), layout)
     except cv2.error as error:
         raise MessageError(f'{topic}: OpenCV cannot convert the image: {error.err}') from None
+
+
+def check_image(msg: Any, topic: str) -> None:
+    """Raises MessageError, without touching the pixels, for an Image whose layout `image_to_bgr` refuses."""
+    if hasattr(msg, 'encoding'):
+        _image_pixels(msg, _layout_of(msg, topic), topic)
 
 
 def camera_from_info(msg: Any, topic: str) -> Camera:
@@ -207,6 +211,13 @@ def _bytes(data: Any, topic: str) -> NDArray[np.uint8]:
         return np.frombuffer(data, dtype=np.uint8)
     except (TypeError, ValueError, BufferError) as error:
         raise MessageError(f'{topic}: data is no contiguous buffer of bytes: {error}') from None
+
+
+def _layout_of(msg: Any, topic: str) -> _Layout:
+    layout = _LAYOUTS.get(msg.encoding)
+    if layout is None:
+        raise MessageError(f'{topic}: unknown encoding "{msg.encoding}"; known are {", ".join(_LAYOUTS)}')
+    return layout
 
 
 def _image_pixels(msg: Any, layout: _Layout, topic: str) -> NDArray[Any]:
