@@ -250,7 +250,7 @@ def fuzz(messages: int, seed: int) -> Figures:
     early_mb = 0.0
     for index in tqdm(range(messages), unit='message', disable=None, dynamic_ncols=True):
         kind, message = fuzzer.make()
-        started_s = time.perf_counter()
+        started_s = time.thread_time()  # what the message costs, however busy the machine is
         try:
             add[kind](message)
             figures.taken[kind] += 1
@@ -266,7 +266,7 @@ def fuzz(messages: int, seed: int) -> Figures:
             figures.crashes.append(traceback.format_exc())
         while assembler.errors:
             figures.refused[f'frame: {type(assembler.errors.popleft()).__name__}'] += 1
-        figures.slowest_s = max(figures.slowest_s, time.perf_counter() - started_s)
+        figures.slowest_s = max(figures.slowest_s, time.thread_time() - started_s)
         if index == messages // 5:
             early_mb = resident_mb()
     figures.memory_mb = early_mb, resident_mb()

