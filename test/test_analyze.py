@@ -35,8 +35,7 @@ from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
-from cmml_ros.report.results import save_report
-from cmml_ros.report.tables import DEFECT_COLUMNS
+from cmml_ros.report.tables import DEFECT_COLUMNS, write_defects, write_geojson, write_parquet
 from cmml_ros.splits import SplitResult
 from cmml_ros.stream.assembler import Assembler
 
@@ -363,8 +362,10 @@ def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: Mak
         inspection = inspector.inspect(frame)
         maker = CloseupMaker(frame, inspection.T_camera_lidar)
         defect_map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, maker.make)
-    topics = {'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'}
-    save_report(tmp_path / 'live', defect_map.snapshot(), config, inspector.model_id, topics, {})
+    (tmp_path / 'live').mkdir()
+    writers = {'csv': write_defects, 'parquet': write_parquet, 'geojson': write_geojson}
+    for suffix, write in writers.items():
+        write(tmp_path / 'live' / f'defects.{suffix}', defect_map.entries)
     for name in ('defects.csv', 'defects.parquet', 'defects.geojson'):
         assert (tmp_path / 'live' / name).read_bytes() == (tmp_path / 'offline' / name).read_bytes()
 

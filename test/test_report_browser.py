@@ -19,7 +19,8 @@ from cmml_ros.mapping.closeup import Closeup
 from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot, MapView
 from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.report.pdf import find_browser, print_pdf
-from cmml_ros.report.results import save_report
+from cmml_ros.report.results import write_results
+from cmml_ros.report.summary import Summary
 
 CAMERA = Camera(width=1000, height=1000, fx=1000.0, fy=1000.0, cx=499.5, cy=499.5)
 FACING = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -68,8 +69,31 @@ def make_snapshot(count: int) -> MapSnapshot:
 
 
 def save(folder: Path, snapshot: MapSnapshot) -> Path:
-    topics = {'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'}
-    return save_report(folder, snapshot, InspectorConfig(), 'small 1a2b', topics, {'frame': 9}, name='pier 3')
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = len(snapshot.views)
+    summary = Summary(
+        bag='pier 3',
+        topics={'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'},
+        model_id='small 1a2b',
+        config={'sync.tolerance_s': 0.05},
+        frames=frames,
+        frames_with_cloud=frames,
+        frames_in_map=frames,
+        counts={'frame': frames},
+        errors={},
+        incomplete={},
+        airholes=len(snapshot.entries),
+        warnings=(),
+        fault='',
+        range_noise_m=0.0002,
+        timings_s={},
+        first_stamp_ns=10**18,
+        last_stamp_ns=10**18 + 10**9,
+        camera='1000 x 1000 px',
+        largest_correction_m=0.012,
+    )
+    write_results(folder, snapshot, summary, InspectorConfig())
+    return folder / 'report.html'
 
 
 @pytest.fixture(scope='module')
@@ -219,9 +243,8 @@ def test_without_a_browser_the_reason_is_given(monkeypatch: pytest.MonkeyPatch, 
     assert 'no Chromium on this machine' in print_pdf(tmp_path / 'report.html', tmp_path / 'report.pdf')
 
 
-def test_a_live_map_can_be_saved_while_nothing_was_found(tmp_path: Path):
+def test_a_map_without_airholes_makes_a_report(tmp_path: Path):
     empty = dataclasses.replace(make_snapshot(1), entries=())
     path = save(tmp_path / 'new' / 'folder', empty)
-    assert path.is_absolute()
     assert 'None found in 1 frames.' in path.read_text(encoding='utf-8')
     assert (path.parent / 'defects.csv').read_text().count('\n') == 1
