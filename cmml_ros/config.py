@@ -88,7 +88,11 @@ class RegistrationConfig:
         choices=('tf', 'refine', 'match'),
     )
     check_period_s: float = setting(
-        1.0, 'the extrinsic is checked against the data this often in mode tf; 0: never', unit='s', low=0.0, high=3600.0
+        20.0,
+        'the extrinsic is checked against the data this often in mode tf; 0: never',
+        unit='s',
+        low=0.0,
+        high=3600.0,
     )
     rotation_std_deg: float = setting(
         2.0, 'deviation of the rotation of the given extrinsic', unit='deg', low=0.01, high=30.0

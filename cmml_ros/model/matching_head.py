@@ -123,4 +123,5 @@ class MatchingHead(nn.Module):
 
 def dual_log_softmax(scores: Tensor) -> Tensor:
     """Logarithm of the probability that row and column are each other's match (Sun et al., LoFTR, CVPR 2021)."""
-    return functional.log_softmax(scores, dim=-1) + functional.log_softmax(scores, dim=-2)
+    rows, columns = scores.logsumexp(dim=-1, keepdim=True), scores.logsumexp(dim=-2, keepdim=True)
+    return 2.0 * scores - rows - columns

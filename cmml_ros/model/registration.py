@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cmml_ros.config import RegistrationConfig
 from cmml_ros.errors import PoseError
@@ -30,10 +31,10 @@ _MIN_POINTS = 200
 _SEARCH_FACTOR = 3.0
 _MIN_SUPERPOINT_PROBABILITY = 0.02
 _FINE_RADIUS = 4
-_MAX_FINE = 4000
+_MAX_FINE = 2500
 _MIN_FINE_PROBABILITY = 0.25
 _COARSE_TOLERANCE_PX = 8.0
-_FINE_TOLERANCES_PX = (5.0, 2.5, 2.5)
+_FINE_TOLERANCES_PX = (5.0, 2.5)
 # A pose is refused when it leaves the points more uncertain than this share of their distance.
 _MAX_POINT_STD = 0.02
 # Range noise between these is averaged over the surface; what is above is no noise but shape.
@@ -174,11 +175,11 @@ class _View:
             scores = self._network.matching_head.superpoint_scores(points[at], image)  # (N, M)
             if window_px is not None:
                 reach = max(1.0, window_px / FINE_STRIDE)
-                place = torch.arange(rows * columns, device=self._device)
-                far_v = (at[:, None] // columns - place // columns).abs() > reach
-                far_u = (at[:, None] % columns - place % columns).abs() > reach
-                scores = scores.masked_fill(far_u | far_v, -1e4)
-            probability, match = dual_log_softmax(scores).exp().max(dim=1)
+                grid = scores.view(-1, rows, columns)
+                grid += _outside(at // columns, rows, reach)[:, :, None]
+                grid += _outside(at % columns, columns, reach)[:, None, :]
+            logarithm, match = dual_log_softmax(scores).max(dim=1)
+            probability = logarithm.exp()
         sure = (probability >= _MIN_SUPERPOINT_PROBABILITY).cpu().numpy()
         target = match.cpu().numpy()[sure]
         cell, chosen = cell[sure], chosen[sure]
@@ -244,6 +245,12 @@ class _View:
         maps = point_features(pixels[seen], depths_m, intensity, self._height, self._width)
         with torch.inference_mode():
             return self._network.describe(self._pyramid, torch.from_numpy(maps).to(self._device)[None])
+
+
+def _outside(centre: Tensor, count: int, reach: float) -> Tensor:
+    """(N, count): zero within `reach` of each of the N centres, else next to nothing as a logit."""
+    steps = (torch.arange(count, device=centre.device) - centre[:, None]).abs()
+    return torch.where(steps > reach, -1e4, 0.0)
 
 
 def _representatives(
