@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import copy
+import subprocess
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -648,3 +650,26 @@ def test_agrees_with_sensor_msgs_py():
     points = np.random.default_rng(4).normal(size=(50, 3)).astype(np.float32)
     msg = point_cloud2.create_cloud_xyz32(ros.Header(frame_id='lidar'), points)
     np.testing.assert_array_equal(cloud_from_message(msg, 'points').points, points)
+
+
+# In a process of its own: the limit holds where this package is imported before OpenCV, as in the nodes and `cmml`.
+GIGAPIXEL = """
+import time, zlib
+from types import SimpleNamespace
+from cmml_ros.errors import MessageError
+from cmml_ros.stream.conversions import image_to_bgr
+import cv2, numpy
+data = bytearray(cv2.imencode('.png', numpy.zeros((8, 8, 3), numpy.uint8))[1].tobytes())
+data[16:24] = (32000).to_bytes(4, 'big') * 2
+data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, 'big')
+started_s = time.thread_time()
+try:
+    image_to_bgr(SimpleNamespace(format='png', data=bytes(data)), 'image')
+except MessageError:
+    print(time.thread_time() - started_s)
+"""
+
+
+def test_a_header_that_announces_a_gigapixel_is_refused_at_once():
+    done = subprocess.run([sys.executable, '-c', GIGAPIXEL], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2
