@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -78,6 +77,8 @@ class Fuzzer:
     """Makes messages of one kind after the other, from one seed."""
 
     def __init__(self, seed: int) -> None:
+        import cv2  # after cmml_ros, which bounds the pictures it decodes
+
         self.random = np.random.default_rng(seed)
         self._now_ns = START_NS
         picture = self.random.integers(0, 256, (12, 16, 3), np.uint8)
