@@ -1,6 +1,6 @@
 """The picture of docs/network.md: points laid on a picture by a wrong extrinsic, their matches, and after registration.
 
-python benchmarks/draw_matches.py [--out docs/images/matches.png] [--sensor depth_camera] [--seed 5]
+python benchmarks/draw_matches.py [--out docs/images/matches.jpg] [--sensor depth_camera] [--seed 5]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _lay(image: np.ndarray, pixels: np.ndarray, seen: np.ndarray, intensity: np.
     column, row = np.rint(pixels[seen]).astype(int).T
     low, high = np.quantile(intensity, [0.02, 0.98])
     grey = (255.0 * np.clip((intensity[seen] - low) / (high - low), 0.0, 1.0)).astype(np.uint8)
-    colours = cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[:, 0]
+    colours = cv2.applyColorMap(grey[:, None], cv2.COLORMAP_VIRIDIS)[:, 0]
     drawn = image.copy()
     for u, v, colour in zip(column, row, colours.tolist(), strict=True):
         if (u // 160) % 2:
@@ -42,7 +42,7 @@ def _title(picture: np.ndarray, text: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('docs/images/matches.png'))
+    parser.add_argument('--out', type=Path, default=Path('docs/images/matches.jpg'))
     parser.add_argument('--sensor', default='depth_camera')
     parser.add_argument('--seed', type=int, default=5)
     options = parser.parse_args()

@@ -310,19 +310,19 @@ def assess_registration(
 
 
 def summarise_registration(samples: Sequence[RegistrationSample]) -> dict[str, Any]:
-    """Recalls, medians and ratios, ready for JSON."""
+    """Recalls, medians and ratios, ready for JSON: None for what there is not."""
     rmse_m = np.array([sample.rmse_m for sample in samples])
     done = [sample for sample in samples if math.isfinite(sample.rmse_m)]
     return {
         'frames': len(samples),
         'refused': len(samples) - len(done),
         'recall': {f'{1e3 * limit:g} mm': float((rmse_m < limit).mean()) for limit in _RECALL_AT_M},
-        'median_rmse_mm': 1e3 * float(np.median(rmse_m)),
+        'median_rmse_mm': _known(1e3 * float(np.median(rmse_m))),
         'median_start_rmse_mm': 1e3 * float(np.median([sample.start_rmse_m for sample in samples])),
         'median_rotation_deg': float(np.median([sample.rotation_deg for sample in done])) if done else None,
         'median_translation_mm': 1e3 * float(np.median([sample.translation_m for sample in done])) if done else None,
-        'inlier_ratio_5mm_2px': float(np.mean([sample.inlier_fine for sample in samples])),
-        'inlier_ratio_5cm': float(np.mean([sample.inlier_coarse for sample in samples])),
+        'inlier_ratio_5mm_2px': _known(float(np.mean([sample.inlier_fine for sample in samples]))),
+        'inlier_ratio_5cm': _known(float(np.mean([sample.inlier_coarse for sample in samples]))),
         'feature_matching_recall_5mm_2px': float(
             np.mean([sample.inlier_fine > _FEATURE_RECALL_RATIO for sample in samples])
         ),
@@ -330,6 +330,10 @@ def summarise_registration(samples: Sequence[RegistrationSample]) -> dict[str, A
             np.mean([sample.inlier_coarse > _FEATURE_RECALL_RATIO for sample in samples])
         ),
     }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig, seed: int) -> dict[str, float]:
@@ -465,10 +469,9 @@ def format_network(document: dict[str, Any]) -> str:
     lines += ['', *_head('from up to 5 degrees and 5 cm off', 'refused', *recalls, 'median', 'turned', 'inliers')]
     for name, row in document['registration'].items():
         recall = ' | '.join(f'{share:.2f}' for share in row['recall'].values())
-        turned = '-' if row['median_rotation_deg'] is None else f'{row["median_rotation_deg"]:.2f} deg'
         lines.append(
-            f'| {name} | {row["refused"]} | {recall} | {row["median_rmse_mm"]:.1f} mm | {turned} '
-            f'| {row["inlier_ratio_5mm_2px"]:.2f} |'
+            f'| {name} | {row["refused"]} | {recall} | {_format(row["median_rmse_mm"], ".1f", " mm")} '
+            f'| {_format(row["median_rotation_deg"], ".2f", " deg")} | {_format(row["inlier_ratio_5mm_2px"], ".2f")} |'
         )
     lines += ['', *_head('within 10 frames', '1 degree noticed', '2 cm noticed', 'drift made up')]
     lines += [
@@ -480,3 +483,7 @@ def format_network(document: dict[str, Any]) -> str:
 
 def _head(*columns: str) -> list[str]:
     return ['| ' + ' | '.join(columns) + ' |', '|---' * len(columns) + '|']
+
+
+def _format(value: float | None, form: str, unit: str = '') -> str:
+    return '-' if value is None else f'{value:{form}}{unit}'
