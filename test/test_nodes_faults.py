@@ -75,8 +75,8 @@ def check_overload(outcome: Outcome) -> None:
 
 
 def check_large_images(outcome: Outcome) -> None:
-    assert outcome.sent == 40
-    assert outcome.lost <= 4  # 30 and more without the profile
+    assert outcome.sent >= 40
+    assert outcome.lost <= 0.1 * outcome.sent  # three in four without the profile
 
 
 def check_node_killed(outcome: Outcome) -> None:

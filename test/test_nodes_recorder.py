@@ -167,7 +167,7 @@ def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
     restarted_s = time.monotonic() - killed_s
     for topic in (IMAGE, POINTS, DEFECTS):
         again.await_line(f'records {topic},')
-    time.sleep(0.5)
+    time.sleep(2.0)  # publishers learn of the new reader while the dead one is still on their list
     send_views(robot, 2, first=4)
     time.sleep(0.5)
     again.stop()

@@ -185,6 +185,8 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: 
         num_workers=config.workers,
         prefetch_factor=2 if config.workers else None,
     )
+    # Else sums over threads differ from run to run, and a resumed run would not be the same.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     run.learn()
     saved_at = time.monotonic()
     smooth: list[float] = []
