@@ -273,10 +273,9 @@ def _representatives(
 
 
 def _smooth_range(points: Array) -> tuple[Array, float]:
-    """`points` (N, 3) in the sensor's frame, with the noise of a time-of-flight sensor averaged over the surface, and
-    it.
+    """Points (N, 3) in the sensor's frame, noise of a time-of-flight sensor averaged away, and that noise in metres.
 
-    Its noise, centimetres along rays that are not the camera's, would else move the points across the picture.
+    Along rays that are not the camera's it would move the points across the picture. Zero where nothing was averaged.
     """
     T_view_lidar = _look_from_sensor(points)[0]
     inside = T_view_lidar.apply(points)

@@ -18,6 +18,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Measurement
 from cmml_ros.msg import CalibrationCheck, DefectArray
 from cmml_ros.msg import Defect as DefectMessage
+from cmml_ros.report.results_bag import list_sizes
 
 if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
     from cmml_ros.inspector import Inspection
@@ -89,20 +90,7 @@ def make_defect(defect_id: int, confidence: float, measurement: Measurement) -> 
         position=make_point(measurement.position),
         normal=make_vector(measurement.normal),
         outline=[make_point(point) for point in measurement.outline],
-        area=measurement.area_m2,
-        area_stddev=measurement.area_std_m2,
-        equivalent_diameter=measurement.equivalent_diameter_m,
-        major_axis=measurement.major_axis_m,
-        minor_axis=measurement.minor_axis_m,
-        depth_max=measurement.depth_max_m,
-        depth_max_stddev=measurement.depth_max_std_m,
-        volume=measurement.volume_m3,
-        volume_stddev=measurement.volume_std_m3,
-        volume_upper_bound=measurement.volume_upper_bound_m3,
-        area_status=int(measurement.area_status),
-        volume_status=int(measurement.volume_status),
-        reason=measurement.reason,
-        point_count=measurement.point_count,
+        **list_sizes(measurement),
     )
 
 

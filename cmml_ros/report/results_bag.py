@@ -28,6 +28,26 @@ _LINE_STRIP, _ADD, _DELETE_ALL = 4, 0, 3
 _TIMES = ('projection_time', 'segmentation_time', 'measurement_time', 'total_time')
 
 
+def list_sizes(measurement: Measurement) -> dict[str, Any]:
+    """What a cmml_ros/Defect holds of a measurement beside places and directions, by field; SI units, NaN stays NaN."""
+    return {
+        'area': measurement.area_m2,
+        'area_stddev': measurement.area_std_m2,
+        'equivalent_diameter': measurement.equivalent_diameter_m,
+        'major_axis': measurement.major_axis_m,
+        'minor_axis': measurement.minor_axis_m,
+        'depth_max': measurement.depth_max_m,
+        'depth_max_stddev': measurement.depth_max_std_m,
+        'volume': measurement.volume_m3,
+        'volume_stddev': measurement.volume_std_m3,
+        'volume_upper_bound': measurement.volume_upper_bound_m3,
+        'area_status': int(measurement.area_status),
+        'volume_status': int(measurement.volume_status),
+        'reason': measurement.reason,
+        'point_count': measurement.point_count,
+    }
+
+
 class ResultsBag:
     """A new bag with one DefectArray per frame and the map at the end, to be used as a context manager."""
 
@@ -129,20 +149,7 @@ class ResultsBag:
             position=self._xyz('geometry_msgs/msg/Point', measurement.position),
             normal=self._xyz('geometry_msgs/msg/Vector3', measurement.normal),
             outline=[self._xyz('geometry_msgs/msg/Point', point) for point in measurement.outline],
-            area=measurement.area_m2,
-            area_stddev=measurement.area_std_m2,
-            equivalent_diameter=measurement.equivalent_diameter_m,
-            major_axis=measurement.major_axis_m,
-            minor_axis=measurement.minor_axis_m,
-            depth_max=measurement.depth_max_m,
-            depth_max_stddev=measurement.depth_max_std_m,
-            volume=measurement.volume_m3,
-            volume_stddev=measurement.volume_std_m3,
-            volume_upper_bound=measurement.volume_upper_bound_m3,
-            area_status=int(measurement.area_status),
-            volume_status=int(measurement.volume_status),
-            reason=measurement.reason,
-            point_count=measurement.point_count,
+            **list_sizes(measurement),
             observation_count=observations,
             roi=self._make(
                 'sensor_msgs/msg/RegionOfInterest',
