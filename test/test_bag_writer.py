@@ -102,6 +102,31 @@ def test_a_file_ends_by_time_and_the_next_begins_with_what_is_latched(tmp_path: 
     assert information['duration']['nanoseconds'] == 2_500_000_000
 
 
+@pytest.mark.parametrize(('mounted_s', 'ends_s'), [(5.0, 5.0), (90.0, 60.0)])
+def test_the_first_file_lasts_until_what_makes_it_usable_alone_has_come(
+    tmp_path: Path, mounted_s: float, ends_s: float
+):
+    with BagWriter(tmp_path / 'bag', max_file_s=1.0, awaited=['/tf_static']) as writer:
+        writer.add_topic('/text', STRING)
+        for half_seconds in range(200):
+            stamp_ns = half_seconds * 500_000_000
+            if stamp_ns == round(mounted_s * 1e9):
+                # As over DDS: a topic is added when it is discovered.
+                writer.add_topic('/tf_static', 'tf2_msgs/msg/TFMessage', latched=True)
+                transforms = [make_transform(writer, 'lidar')]
+                writer.write('/tf_static', writer.types['tf2_msgs/msg/TFMessage'](transforms=transforms), stamp_ns)
+            writer.write('/text', text(writer, ''), stamp_ns)
+    files = sorted((tmp_path / 'bag').glob('*.mcap'), key=lambda path: int(path.stem.split('_')[1]))
+    with BagReader(files[1]) as reader:
+        assert next(reader.messages(['/text'])).stamp_ns == round(ends_s * 1e9)
+    alone = []
+    for file in files:
+        with BagReader(file) as reader:
+            alone.append('/tf_static' in reader.topics() and reader.count(['/tf_static']) == 1)
+    assert alone == [True] * len(files) if mounted_s < 60.0 else sorted(alone)
+    assert alone[-1]
+
+
 def make_transform(writer: BagWriter, child: str) -> Any:
     make = writer.types
     header = make['std_msgs/msg/Header'](stamp=make['builtin_interfaces/msg/Time'](sec=0, nanosec=0), frame_id='base')

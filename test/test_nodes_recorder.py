@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import yaml
 
 pytest.importorskip('rclpy')
 from diagnostic_msgs.msg import DiagnosticStatus
-from robot import HEIGHT, START_NS, TIMEOUT_S, WIDTH, Robot, StartNode, make_picture, stamp_ns
+from robot import HEIGHT, START_NS, TIMEOUT_S, WIDTH, NodeProcess, Robot, StartNode, make_picture, stamp_ns
 
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.errors import BagError
 from cmml_ros.version import read_version
 
 IMAGE, POINTS, DEFECTS = '/image', '/points', '/inspection_node/defects'
+RESULTS = (DEFECTS, '/inspection_node/markers', '/inspection_node/map', '/inspection_node/calibration')
+TOPICS = (IMAGE, POINTS, '/camera_info', '/tf', '/tf_static', *RESULTS)
 
 
 def recorded(path: Path) -> dict[str, list[Any]]:
@@ -46,12 +49,23 @@ def values_of(robot: Robot) -> dict[str, str]:
     return {} if status is None else {pair.key: pair.value for pair in status.values}
 
 
-def await_subscriptions(robot: Robot) -> None:
-    """The inspection listens, and so does the recorder."""
-    for topic, count in ((IMAGE, 2), (POINTS, 2), ('/camera_info', 2), ('/tf', 2), ('/tf_static', 2)):
-        robot.await_true(lambda topic=topic, count=count: robot.count_subscribers(topic) >= count, f'reader of {topic}')
-    robot.await_true(lambda: robot.count_subscribers(DEFECTS) >= 2, 'reader of the results')
-    time.sleep(0.5)
+def await_connection(robot: Robot, recorder: NodeProcess, topics: Sequence[str] = TOPICS) -> None:
+    """Robot and inspection reach the recorder: it says so, and so do the robot's publishers."""
+    for topic in topics:
+        recorder.await_line(f'records {topic},')
+    for publisher in (robot.image, robot.points, robot.info, robot.tf, robot.tf_static):
+        if publisher.topic_name in topics:
+            robot.await_true(lambda each=publisher: each.get_subscription_count() >= 2, publisher.topic_name)
+
+
+def await_recorded(robot: Robot, topic: str, count: int) -> None:
+    """The recorder has written so many messages of one topic."""
+    robot.await_true(lambda: int(values_of(robot).get(f'written {topic}', 0)) >= count, f'{count} of {topic}')
+
+
+def gids(robot: Robot, topic: str) -> set[bytes]:
+    """The readers of one topic."""
+    return {bytes(each.endpoint_gid) for each in robot.get_subscriptions_info_by_topic(topic)}
 
 
 def send_views(robot: Robot, count: int, first: int = 0, hole: bool = True) -> None:
@@ -64,16 +78,18 @@ def send_views(robot: Robot, count: int, first: int = 0, hole: bool = True) -> N
 def test_inputs_and_results_are_recorded_with_their_sidecar(
     robot: Robot, start_node: StartNode, tmp_path: Path
 ) -> None:
-    robot.mount()
     recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'max_file_s:=1.0')
-    recorder.await_line('recording to')
-    await_subscriptions(robot)
+    await_connection(robot, recorder)
+    # Diagnostics have been recorded for longer than a file lasts when the mounting of the sensors becomes known.
+    recorder.await_line('records /diagnostics,')
+    time.sleep(2.0)
+    assert values_of(robot)['files'] == '1'
+    robot.mount()
     send_views(robot, 3)
-    robot.await_true(lambda: int(values_of(robot).get('messages', 0)) > 15, 'recorded messages in diagnostics')
-    time.sleep(1.2)
-    send_views(robot, 2, first=3)
     robot.await_true(lambda: int(values_of(robot).get('files', 0)) >= 2, 'second file')
-    time.sleep(1.5)
+    send_views(robot, 2, first=3)
+    robot.await_true(lambda: robot.received['map'][-1].defects[0].observation_count == 5, 'map')
+    robot.await_true(lambda: int(values_of(robot).get('files', 0)) >= 3, 'third file')
     assert status_of(robot).level == DiagnosticStatus.OK
     assert {'written_mb_per_s', 'waiting_mb', 'free_disk_mb', 'lost', 'bag', 'mode'} <= set(values_of(robot))
     assert recorder.stop() < 3.0
@@ -110,11 +126,9 @@ def test_inputs_and_results_are_recorded_with_their_sidecar(
 def test_results_alone(robot: Robot, start_node: StartNode, tmp_path: Path) -> None:
     robot.mount()
     recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'mode:=results')
-    recorder.await_line('recording to')
-    robot.await_true(lambda: robot.count_subscribers(DEFECTS) >= 2, 'reader of the results')
-    time.sleep(0.5)
+    await_connection(robot, recorder, ('/camera_info', '/tf', '/tf_static', *RESULTS))
     send_views(robot, 2)
-    time.sleep(0.5)
+    await_recorded(robot, DEFECTS, 2)
     recorder.stop()
     bag = recorded(tmp_path / 'bag')
     assert len(bag[DEFECTS]) == 2
@@ -127,12 +141,11 @@ def test_pictures_around_airholes_alone(robot: Robot, start_node: StartNode, tmp
     recorder = start_node(
         'recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', 'mode:=events', '-p', 'event_window_s:=0.6'
     )
-    recorder.await_line('recording to')
-    await_subscriptions(robot)
+    await_connection(robot, recorder)
     send_views(robot, 4, hole=False)
     send_views(robot, 1, first=4)
     send_views(robot, 4, first=5, hole=False)
-    time.sleep(0.5)
+    await_recorded(robot, DEFECTS, 9)
     recorder.stop()
     bag = recorded(tmp_path / 'bag')
     assert len(bag[DEFECTS]) == 9
@@ -145,9 +158,10 @@ def test_pictures_around_airholes_alone(robot: Robot, start_node: StartNode, tmp
 def large_view_bag(robot: Robot, start_node: StartNode, tmp_path: Path) -> tuple[Any, Path]:
     robot.mount()
     recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}')
-    recorder.await_line('recording to')
-    await_subscriptions(robot)
+    await_connection(robot, recorder)
     send_views(robot, 4)
+    for topic in (IMAGE, POINTS, DEFECTS):
+        await_recorded(robot, topic, 4)
     return recorder, tmp_path / 'bag'
 
 
@@ -162,14 +176,18 @@ def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
     assert len(bag[IMAGE]) == len(bag[POINTS]) == len(bag[DEFECTS]) == 4
     assert yaml.safe_load((path / 'recording.yaml').read_text())['model_id'] == 'threshold'
 
+    readers = {topic: gids(robot, topic) for topic in (IMAGE, POINTS)}  # the dead one is still on the list
     again = start_node('recorder_node', '-p', f'bag_path:={path}')
     again.await_line(f'recording to {path}_2')
     restarted_s = time.monotonic() - killed_s
-    for topic in (IMAGE, POINTS, DEFECTS):
+    robot.received['health'].clear()
+    for topic in TOPICS:
         again.await_line(f'records {topic},')
-    time.sleep(2.0)  # publishers learn of the new reader while the dead one is still on their list
+    for topic, before in readers.items():
+        robot.await_true(lambda topic=topic, before=before: gids(robot, topic) - before, f'new reader of {topic}')
     send_views(robot, 2, first=4)
-    time.sleep(0.5)
+    for topic in (IMAGE, POINTS, DEFECTS):
+        await_recorded(robot, topic, 2)
     again.stop()
     counts = Counter({topic: len(messages) for topic, messages in recorded(Path(f'{path}_2')).items()})
     assert counts[IMAGE] == counts[DEFECTS] == 2
@@ -179,7 +197,6 @@ def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_complete_bag(large_view_bag: tuple[Any, Path], number: signal.Signals) -> None:
     recorder, path = large_view_bag
-    time.sleep(0.5)
     assert recorder.stop(number) < 3.0
     assert (path / 'metadata.yaml').is_file()
     with BagReader(path) as reader:
@@ -192,8 +209,7 @@ def test_a_full_disk_stops_the_recording_and_nothing_else(robot: Robot, start_no
     # The reserve begins 20 MB from now, which a second of pictures takes, and others on this machine may take sooner.
     reserve_mb = int(shutil.disk_usage(tmp_path).free / 1e6) - 20
     recorder = start_node('recorder_node', '-p', f'bag_path:={tmp_path / "bag"}', '-p', f'reserve_mb:={reserve_mb}')
-    recorder.await_line('recording to')
-    await_subscriptions(robot)
+    await_connection(robot, recorder)
     noise = np.random.default_rng(0).integers(120, 220, (HEIGHT, WIDTH, 3), np.uint8)  # no airhole in it
     end_s = time.monotonic() + 2 * TIMEOUT_S
     index = 0

@@ -21,15 +21,23 @@ _DISK_CHECK_BYTES = 8_000_000  # as much as may be written between two looks at 
 
 @dataclass(frozen=True)
 class RecordingState:
-    """How a recording is doing. fault: why nothing is written any more; empty while all is well."""
+    """How a recording is doing.
 
-    messages: int
+    written, lost: messages by topic. fault: why nothing is written any more; empty while all is well.
+    """
+
+    written: dict[str, int]
     bytes: int
     waiting_bytes: int
     files: int
     free_bytes: int
     lost: dict[str, int]
     fault: str
+
+    @property
+    def messages(self) -> int:
+        """Messages written so far."""
+        return sum(self.written.values())
 
 
 class Recording:
@@ -47,7 +55,7 @@ class Recording:
         # The writer belongs to the thread: others only queue what the thread has to do, and its size.
         self._queue: queue.SimpleQueue[tuple[Callable[[], None], int] | None] = queue.SimpleQueue()
         self._queued = self._done = 0  # bytes; each is counted by one thread only, the difference waits
-        self._messages = 0
+        self._written: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         self._fault = ''
         self._free_bytes = shutil.disk_usage(self.path).free
@@ -80,7 +88,7 @@ class Recording:
     def state(self) -> RecordingState:
         """A snapshot, from any thread."""
         return RecordingState(
-            messages=self._messages,
+            written=dict(sorted(self._written.items())),
             bytes=self._writer.written_bytes,
             waiting_bytes=max(self._queued - self._done, 0),
             files=self._writer.file_count,
@@ -119,7 +127,7 @@ class Recording:
         except BagError:
             self._lost[topic] += 1
             raise
-        self._messages += 1
+        self._written[topic] += 1
 
     def _check_disk(self) -> None:
         self._free_bytes = shutil.disk_usage(self.path).free

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ _RAW = (bytes, bytearray, memoryview)
 # Transforms of many publishers share a latched topic; of the others the last message is the state.
 _MANY_LATCHED = ('tf2_msgs/msg/TFMessage',)
 _LATCHED_KEPT = 100
+_AWAITED_NS = 60 * 1_000_000_000
 
 
 @dataclass
@@ -65,14 +66,19 @@ class BagWriter:
     """A new rosbag2 folder at `path`, to be used as a context manager.
 
     A file ends, and the next begins with the latched messages so far, when it has `max_file_bytes` or when its messages
-    span `max_file_s`; 0 is no limit. Leaving the context, with or without an exception, closes the bag with its index
-    and metadata, so that everything written can be read. After a kill everything up to the last `flush`, or up to
-    the last chunk of about 1 MB, can be read. Not thread-safe: one thread writes.
+    span `max_file_s`; 0 is no limit. So that every file can be used alone, the first does not end by time before each
+    of the latched topics `awaited` has had a message, unless that takes more than a minute. Leaving the context, with
+    or without an exception, closes the bag with its index and metadata, so that everything written can be read. After
+    a kill everything up to the last `flush`, or up to the last chunk of about 1 MB, can be read. Not thread-safe: one
+    thread writes.
     Raises BagError when `path` exists or cannot be written.
     """
 
-    def __init__(self, path: Path, *, max_file_bytes: int = 0, max_file_s: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, *, max_file_bytes: int = 0, max_file_s: float = 0.0, awaited: Collection[str] = ()
+    ) -> None:
         self.path = path
+        self._awaited = set(awaited)
         self._max_file_bytes = max_file_bytes
         self._max_file_ns = round(max_file_s * 1e9)
         self._typestore = make_typestore()
@@ -146,6 +152,7 @@ class BagWriter:
         except OSError as error:
             self._abandon()
             raise BagError(f'{self.path}: {error.strerror}; what was written before is kept') from None
+        self._awaited.discard(topic)
         if known.latched is not None and all(data != earlier for earlier, _ in known.latched):
             known.latched.append((data, stamp_ns))
 
@@ -186,8 +193,10 @@ class BagWriter:
         file = self._files[-1]
         if file.first_ns is None:
             return False
+        age_ns = stamp_ns - file.first_ns
         too_large = 0 < self._max_file_bytes <= file.stream.tell()
-        return too_large or 0 < self._max_file_ns <= stamp_ns - file.first_ns
+        awaits = self._awaited and len(self._files) == 1 and age_ns < _AWAITED_NS
+        return too_large or (0 < self._max_file_ns <= age_ns and not awaits)
 
     def _begin_file(self) -> None:
         path = self.path / f'{self.path.name}_{len(self._files)}.mcap'

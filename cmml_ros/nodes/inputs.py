@@ -16,7 +16,7 @@ from tf2_msgs.msg import TFMessage
 
 from cmml_ros.errors import CmmlError
 from cmml_ros.nodes.complaints import Complaints
-from cmml_ros.nodes.endpoints import explain_silence
+from cmml_ros.nodes.endpoints import Endpoints
 from cmml_ros.stream.assembler import Assembler
 
 INPUT_NAMES = ('image', 'camera_info', 'points', '/tf', '/tf_static')
@@ -54,6 +54,9 @@ class SensorInputs:
     ) -> None:
         self.statistics = {name: InputStatistics() for name in INPUT_NAMES}
         self._node = node
+        self._endpoints = Endpoints(node)
+        self._mismatched: set[Subscription] = set()  # not all of their publishers have been named in the log
+        self._named: set[str] = set()
         self._assembler = assembler
         self._complaints = complaints
         self._on_message = on_message
@@ -74,6 +77,7 @@ class SensorInputs:
 
     def close(self) -> None:
         """Listen no more."""
+        self._mismatched.clear()
         for subscriptions in self._subscriptions.values():
             while subscriptions:
                 self._node.destroy_subscription(subscriptions.pop())
@@ -85,7 +89,18 @@ class SensorInputs:
             # Nobody publishes both: the one that is not there is no reason.
             compressed = self._node.count_publishers(self._compressed.topic_name)
             subscriptions = [self._compressed] if compressed else subscriptions[:1]
-        return explain_silence(self._node, subscriptions)
+        return self._endpoints.explain_silence(subscriptions)
+
+    def report_mismatches(self) -> None:
+        """Log each publisher of incompatible QoS once, as soon as its node's name is known."""
+        for subscription in list(self._mismatched):
+            reasons = [r for r in self._endpoints.explain_silence([subscription]) if 'incompatible' in r]
+            for reason in reasons:
+                if reason not in self._named:
+                    self._node.get_logger().error(reason)
+            self._named.update(reasons)
+            if reasons and self._endpoints.are_named(subscription.topic_name):
+                self._mismatched.remove(subscription)
 
     def explain_missing(self) -> list[str]:
         """The same for all that a result needs."""
@@ -114,8 +129,8 @@ class SensorInputs:
                 # Some drivers publish even this as best effort.
                 self._listen(name, message_type, topic, _TF_BEST_EFFORT_QOS, add)
                 return
-            for reason in explain_silence(self._node, [subscription]):
-                self._node.get_logger().error(reason)
+            self._mismatched.add(subscription)
+            self.report_mismatches()
 
         events = SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos)
         subscription = self._node.create_subscription(message_type, topic, on_message, qos, event_callbacks=events)

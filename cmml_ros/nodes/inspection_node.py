@@ -150,6 +150,7 @@ class InspectionNode(ManagedNode):
         elapsed_s = time.monotonic() - self._diagnosed_s
         self._diagnosed_s += elapsed_s
         statuses = []
+        self._inputs.report_mismatches()
         for name, statistics in self._inputs.statistics.items():
             reasons = [] if statistics.recent else self._inputs.explain(name)
             statuses.append(make_input_status(name, self._topics[name], statistics, elapsed_s, reasons))

@@ -81,7 +81,12 @@ class RecorderNode(ManagedNode):
         """Begin a bag. Raises BagError."""
         config = self._config
         path = _find_free_path(Path(config.bag_path or f'inspection_{datetime.now().astimezone():%Y%m%d_%H%M%S}'))
-        writer = BagWriter(path, max_file_bytes=config.max_file_mb * 10**6, max_file_s=config.max_file_s)
+        writer = BagWriter(
+            path,
+            max_file_bytes=config.max_file_mb * 10**6,
+            max_file_s=config.max_file_s,
+            awaited={self.resolve_topic_name('/tf_static')}.intersection(self._topics),
+        )
         self._recording = Recording(writer, config.queue_mb * 10**6, config.reserve_mb * 10**6)
         self._sidecar = Sidecar(self, _INSPECTION_NODE, dataclasses.asdict(config))
         settings = TapSettings(
@@ -140,6 +145,7 @@ class RecorderNode(ManagedNode):
             'free_disk_mb': f'{state.free_bytes / 1e6:.0f}',
             'lost': sum(lost.values()),
             **{f'lost {topic}': count for topic, count in lost.items()},
+            **{f'written {topic}': count for topic, count in state.written.items()},
         }
         level, text = OK, 'recording'
         if state.fault:

@@ -77,7 +77,6 @@ class Tap:
                 reliable=qos.reliability == ReliabilityPolicy.RELIABLE,
             )
             self._subscribe(topic, type_name, message_type)
-            self._node.get_logger().info(f'records {topic}, offered as {qos.reliability.name} {qos.durability.name}')
 
     def close(self) -> None:
         """Record no more."""
@@ -93,7 +92,14 @@ class Tap:
         def on_lost(event: Any) -> None:
             self.lost[topic] += event.total_count_change
 
-        events = SubscriptionEventCallbacks(incompatible_qos=on_incompatible_qos, message_lost=on_lost)
+        def on_matched(event: Any) -> None:
+            if event.total_count == event.total_count_change:
+                policies = f'{qos.reliability.name} {qos.durability.name}'
+                self._node.get_logger().info(f'records {topic}, offered as {policies}')
+
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=on_incompatible_qos, message_lost=on_lost, matched=on_matched
+        )
         qos = match_qos(self._node.get_publishers_info_by_topic(topic), _DEPTH)
         self._subscriptions[topic] = self._node.create_subscription(
             message_type, topic, self._make_callback(topic, type_name), qos, event_callbacks=events, raw=True
