@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from robot import (
     make_edge,
     make_info,
     make_picture,
+    spin,
     stamp_ns,
 )
 from sensor_msgs.msg import Image
@@ -47,7 +49,6 @@ from cmml_ros.errors import BagError
 from cmml_ros.nodes.messages import make_header, make_image
 
 RATE_HZ = 2.0
-SETTLE_S = 1.0
 WAIT_S = 60.0
 SECOND = 10**9
 MEASURED, NO_TRANSFORM = 0, 4
@@ -80,7 +81,8 @@ class Bench:
         self.robot = Robot(self.context)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.robot)
-        self._thread = threading.Thread(target=self._executor.spin)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=spin, args=(self._executor, self._stop))
         self._thread.start()
         self.nodes: list[NodeProcess] = []
         if inspect:
@@ -91,12 +93,19 @@ class Bench:
         node = NodeProcess('inspection_node', *arguments, known_segmenter=self._known_segmenter)
         self.nodes.append(node)
         node.await_line('listens to')
-        self.await_true(lambda: self.robot.image.get_subscription_count() > 0, 'reader of images')
-        self.await_true(lambda: self.robot.points.get_subscription_count() > 0, 'reader of clouds')
-        self.await_true(lambda: self.robot.info.get_subscription_count() > 0, 'reader of camera_info')
-        self.await_true(lambda: self.robot.tf.get_subscription_count() > 0, 'reader of transforms')
-        time.sleep(SETTLE_S)
+        self.await_connection()
         return node
+
+    def await_connection(self, readers: int = 1) -> None:
+        """The robot has its readers, and the inspection knows the robot's publishers."""
+        robot = self.robot
+        for publisher in (robot.image, robot.info, robot.points, robot.tf, robot.tf_static):
+            reached = partial(lambda each: each.get_subscription_count() >= readers, publisher)
+            self.await_true(reached, f'reader of {publisher.topic_name}')
+        robot.received['health'].clear()
+        for name in ('image', 'camera_info', 'points', '/tf', '/tf_static'):
+            connected = partial(lambda part: int(self.values(part).get('publishers', 0)) > 0, name)
+            self.await_true(connected, f'connection to {name}')
 
     def start(self, name: str, *arguments: str) -> NodeProcess:
         self.nodes.append(NodeProcess(name, *arguments))
@@ -106,8 +115,9 @@ class Bench:
         for node in self.nodes:
             node.process.kill()
             node.await_end()
-        self._executor.shutdown()
+        self._stop.set()
         self._thread.join()
+        self._executor.shutdown()
         self.robot.destroy_node()
         rclpy.shutdown(context=self.context)
 
@@ -136,6 +146,18 @@ class Bench:
             time.sleep(0.01)
         return time.monotonic() - started_s
 
+    def await_diagnostics(self) -> None:
+        """All that was counted before this call is told: diagnostics come once a second."""
+        self.robot.received['health'].clear()
+        self.await_true(lambda: sum(self._tells_pipeline(each) for each in self._health()) >= 2, 'diagnostics')
+
+    def _health(self) -> list[Any]:
+        return list(self.robot.received['health'])
+
+    @staticmethod
+    def _tells_pipeline(message: Any) -> bool:
+        return any(status.name.endswith(': pipeline') for status in message.status)
+
     def stream(
         self, seconds: float, offset_s: float = 0.0, send: Callable[[int], None] | None = None, rate_hz: float = RATE_HZ
     ) -> list[int]:
@@ -157,7 +179,7 @@ class Bench:
         with contextlib.suppress(TimeoutError):
             self.await_true(lambda: set(stamps) <= self.results.keys(), 'all results', patience_s)
         missing = len(set(stamps) - self.results.keys())
-        time.sleep(1.5)  # diagnostics come once a second
+        self.await_diagnostics()
         outcome.sent = len(stamps)
         outcome.behind = min(int(self.values('pipeline').get('pipeline behind', 0)), missing)
         outcome.lost = missing - outcome.behind
@@ -247,13 +269,14 @@ def publisher_restarts(bench: Bench, seconds: float) -> Outcome:
     started_s = time.monotonic()
     robot.image = robot.create_publisher(Image, 'image', qos_profile_sensor_data)
     robot.info = robot.create_publisher(type(make_info(0)), 'camera_info', qos_profile_sensor_data)
-    bench.await_true(lambda: robot.image.get_subscription_count() and robot.info.get_subscription_count(), 'connection')
-    time.sleep(0.2)
     count = len(bench.results)
-    first = bench.stream(0.2)
-    bench.await_true(lambda: len(bench.results) > count, 'result after the restart')
+    while len(bench.results) == count:
+        bench.stream(0.2)  # lost while the connection comes up
+        if time.monotonic() - started_s > WAIT_S:
+            raise TimeoutError('no result after the restart')
     recovered_s = time.monotonic() - started_s
-    stamps += first + bench.stream(seconds / 2)
+    bench.await_connection()
+    stamps += bench.stream(seconds / 2)
     outcome = bench.finish(Outcome('camera driver restarts', recovered_s=recovered_s), stamps)
     outcome.happened = 'the new publisher is taken up, the old camera_info holds'
     return outcome
@@ -472,10 +495,9 @@ def recorder_stopped(bench: Bench, seconds: float, number: signal.Signals) -> Ou
     folder = Path(tempfile.mkdtemp())
     try:
         recorder = bench.start('recorder_node', '-p', f'bag_path:={folder / "bag"}')
-        for topic in ('/image', '/points', '/inspection_node/defects'):
-            bench.send_view(time.time_ns())
+        for topic in ('/image', '/camera_info', '/points', '/tf', '/tf_static', '/inspection_node/defects'):
             recorder.await_line(f'records {topic},')
-        time.sleep(SETTLE_S)
+        bench.await_connection(readers=2)
         stamps = bench.stream(seconds)
         bench.finish(Outcome(''), stamps)
         ended_s = recorder.stop(number)

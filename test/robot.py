@@ -154,6 +154,18 @@ class Robot(Node):
         self.points.publish(make_cloud(at_ns))
         self.image.publish(make_image(make_picture() if picture is None else picture, make_header(at_ns, 'camera')))
 
+    def await_connection(self) -> None:
+        """What this robot sends reaches the inspection in this process, and what that sends comes back."""
+        publishers = (self.image, self.info, self.points, self.tf, self.tf_static)
+        subscriptions = [each for node in (self, self.node) for each in node.subscriptions]
+        self.await_true(
+            lambda: (
+                all(each.get_subscription_count() for each in publishers)
+                and all(each.get_publisher_count() for each in subscriptions)
+            ),
+            'connection',
+        )
+
     def await_messages(self, name: str, count: int) -> list[Any]:
         self.await_true(lambda: len(self.received[name]) >= count, f'{count} messages on {name}')
         return self.received[name]
@@ -164,6 +176,12 @@ class Robot(Node):
         while not condition():
             assert time.monotonic() < end, f'no {what} within {TIMEOUT_S} s'
             time.sleep(0.01)
+
+
+def spin(executor: SingleThreadedExecutor, stop: threading.Event) -> None:
+    """Until `stop`: an executor that is shut down while it spins may fail in its thread."""
+    while not stop.is_set():
+        executor.spin_once(timeout_sec=0.1)
 
 
 def run_robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
@@ -178,22 +196,14 @@ def run_robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     executor.add_node(robot)
-    thread = threading.Thread(target=executor.spin)
+    stop = threading.Event()
+    thread = threading.Thread(target=spin, args=(executor, stop))
     thread.start()
-    robot.await_true(
-        lambda: (
-            all(
-                robot.count_subscribers(topic) and node.count_publishers(topic)
-                for topic in ('image', 'points', '/tf_static')
-            )
-            and robot.count_publishers('inspection_node/defects')
-        ),
-        'connection',
-    )
-    time.sleep(0.2)
+    robot.await_connection()
     yield robot
-    executor.shutdown()
+    stop.set()
     thread.join()
+    executor.shutdown()
     for one in (node, robot):
         one.destroy_node()
     rclpy.shutdown()

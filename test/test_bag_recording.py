@@ -11,6 +11,7 @@ import pytest
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.recording import Recording
 from cmml_ros.bag.writer import BagWriter
+from cmml_ros.errors import BagError
 
 STRING = 'std_msgs/msg/String'
 GIGABYTE = 10**9
@@ -31,6 +32,15 @@ def count_recorded(path: Path) -> int:
     with BagReader(path) as reader:
         assert reader.warnings == []
         return sum(1 for _ in reader.messages(['/text']))
+
+
+def is_flushed(path: Path) -> bool:
+    """Whether the first message can be read while the bag is open."""
+    try:
+        with BagReader(path) as reader:
+            return bool(next(reader.messages(['/text'])))
+    except BagError:
+        return False
 
 
 def await_true(condition: Callable[[], object]) -> None:
@@ -85,8 +95,7 @@ def test_recording_stops_before_the_reserve_is_touched(tmp_path: Path, monkeypat
 def test_a_disk_that_fails_ends_the_recording_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = make_recording(tmp_path / 'bag')
     assert recording.write('/text', cdr(10), 1)
-    await_true(lambda: recording.state().messages == 1)
-    time.sleep(1.5)  # flushed
+    await_true(lambda: is_flushed(tmp_path / 'bag'))
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, 'No space left on device')

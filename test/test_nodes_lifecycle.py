@@ -81,9 +81,7 @@ def test_a_manager_leads_the_node_through_its_states(robot: Robot, manager: Call
 
     # What is on the map stays while the node pauses.
     assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
-    robot.await_true(lambda: robot.image.get_subscription_count() > 0, 'subscription')
-    robot.await_true(lambda: robot.points.get_subscription_count() > 0, 'subscription')
-    time.sleep(0.2)
+    robot.await_connection()
     robot.send(START_NS + 10**9, map_x_m=0.0)
     robot.await_true(lambda: robot.received['map'][-1].defects[0].observation_count == 2, 'second observation')
 

@@ -58,11 +58,12 @@ def make_status(name: str, level: bytes, text: str, values: Mapping[str, object]
 
 
 def make_input_status(
-    name: str, topic: str, statistics: InputStatistics, elapsed_s: float, reasons: list[str]
+    name: str, topic: str, publishers: int, statistics: InputStatistics, elapsed_s: float, reasons: list[str]
 ) -> DiagnosticStatus:
     """One input: rate, age on arrival, and why nothing comes where nothing does. reasons: see `explain_silence`."""
     values: dict[str, object] = {
         'topic': topic,
+        'publishers': publishers,
         'rate_hz': f'{statistics.recent / elapsed_s:.2f}',
         'received': statistics.total,
     }

@@ -91,6 +91,10 @@ class SensorInputs:
             subscriptions = [self._compressed] if compressed else subscriptions[:1]
         return self._endpoints.explain_silence(subscriptions)
 
+    def count_publishers(self, name: str) -> int:
+        """How many publishers one input is connected to."""
+        return sum(subscription.get_publisher_count() for subscription in self._subscriptions[name])
+
     def report_mismatches(self) -> None:
         """Log each publisher of incompatible QoS once, as soon as its node's name is known."""
         for subscription in list(self._mismatched):

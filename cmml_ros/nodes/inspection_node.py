@@ -153,7 +153,8 @@ class InspectionNode(ManagedNode):
         self._inputs.report_mismatches()
         for name, statistics in self._inputs.statistics.items():
             reasons = [] if statistics.recent else self._inputs.explain(name)
-            statuses.append(make_input_status(name, self._topics[name], statistics, elapsed_s, reasons))
+            publishers = self._inputs.count_publishers(name)
+            statuses.append(make_input_status(name, self._topics[name], publishers, statistics, elapsed_s, reasons))
             statistics.recent = 0
         device = self._inspector.device
         statuses.append(make_pipeline_status(self._run, self._assembler.counts, device, self._problem))
