@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from cmml_ros.bag.reader import BagReader, SensorTopics
 from cmml_ros.config import InspectorConfig, flatten_config
-from cmml_ros.errors import BagError, ConfigError
+from cmml_ros.errors import BagError, CmmlError, ConfigError
 from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.mapping.grading import load_standards
@@ -246,23 +247,25 @@ def _inspect_remotely(
         config = dataclasses.replace(config, detection=detection)
     names = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
     environment = {name: str(config.detection.threads) for name in names}
-    environment['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
+    if not cluster:  # the machines of a cluster know their own places
+        environment['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
     try:
         ray.init(
-            address=cluster,
+            address=cluster or 'local',  # whatever else runs on this machine
             num_cpus=None if cluster else workers,
             include_dashboard=None if cluster else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={'env_vars': environment},
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f'{cluster or "local Ray"}: cannot be used ({error}); is `ray start` running there?'
-        ) from None
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        where, reason = cluster or 'local Ray', ' '.join(str(error).split())
+        hint = 'is `ray start` running there? One that asks for a token needs RAY_AUTH_MODE=token here, too'
+        raise ConfigError(f'{where}: cannot be used ({reason}); {hint}') from None
     try:
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_work)
-        waiting = {task.remote(plan.splits[number], config): number for number in parts.missing}
+        version = read_version()
+        waiting = {task.remote(plan.splits[number], config, version): number for number in parts.missing}
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             number = waiting.pop(done[0])
@@ -271,8 +274,11 @@ def _inspect_remotely(
                 result = SplitResult.from_bytes(data) if data else SplitResult(fault=fault)
                 result.pictures = pictures
             except ray.exceptions.RayError as error:
-                first_line = str(error).strip().splitlines()[0]
-                progress.write(f'cmml: note: {plan.splits[number].bag}: a split is left out: {first_line}')
+                cause = getattr(error, 'cause', None)
+                if isinstance(cause, CmmlError):  # no other split would fare better
+                    raise cause from None
+                reason = repr(cause) if cause else str(error).strip().splitlines()[0]
+                progress.write(f'cmml: note: {plan.splits[number].bag}: a split is left out: {reason}')
                 continue
             parts.save(number, result)
             progress.update(plan.images_by_split[number])
@@ -280,10 +286,14 @@ def _inspect_remotely(
         ray.shutdown()
 
 
-def _work(split: Split, config: InspectorConfig) -> tuple[bytes, dict[int, bytes], str]:
+def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, dict[int, bytes], str]:
     """In a worker: the result of `split` as bytes, its pictures, and why there is none."""
     import cv2
 
+    if read_version() != version:
+        raise ConfigError(
+            f'{socket.gethostname()} has cmml_ros {read_version()}, this machine {version}; install the same everywhere'
+        )
     cv2.setNumThreads(config.detection.threads)
     try:
         result = inspect_split(split, config.sync, Inspector(config))

@@ -118,7 +118,7 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
     parser.add_argument('--bag-out', type=Path, metavar='BAG', help='also write the results as a new rosbag2 folder')
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default: %(default)s)')
-    parser.add_argument('--cluster', metavar='ADDRESS', help='run on this Ray cluster, for example ray://host:10001')
+    parser.add_argument('--cluster', metavar='ADDRESS', help='run on this Ray cluster, HEAD:6379 or ray://HEAD:10001')
     parser.add_argument('--no-pdf', action='store_true', help='do not print report.pdf, which needs Chromium')
     parser.set_defaults(run=_analyze)
 

@@ -9,12 +9,14 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -373,8 +375,19 @@ def test_a_live_map_and_the_analysis_of_its_recording_are_the_same(make_bag: Mak
 ANALYSE = (
     'import sys; from pathlib import Path; from cmml_ros.analyze import analyze; '
     'from cmml_ros.config import InspectorConfig; '
-    'analyze(Path(sys.argv[1]), Path(sys.argv[2]), InspectorConfig(), split_s=0.2, workers=int(sys.argv[3]))'
+    'bag, out, workers, cluster = (*sys.argv[1:], None)[:4]; '
+    'analyze(Path(bag), Path(out), InspectorConfig(), split_s=0.2, workers=int(workers), cluster=cluster)'
 )
+
+
+def find_worker(session: int) -> int | None:
+    """A process of `session` in which Ray inspects a split."""
+    for process in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            mine = os.getsid(int(process.name)) == session
+            if mine and b'ray::_work' in (process / 'cmdline').read_bytes():
+                return int(process.name)
+    return None
 
 
 @pytest.mark.slow
@@ -403,20 +416,67 @@ def test_workers_do_the_same_and_one_that_is_killed_is_replaced(tmp_path: Path):
     bag = tmp_path / 'wall'
     write_bag(bag, Recording())
     subprocess.run([sys.executable, '-c', ANALYSE, bag, tmp_path / 'one', '1'], check=True)
-    driver = subprocess.Popen([sys.executable, '-c', ANALYSE, bag, tmp_path / 'two', '2'])
-    killed: list[int] = []
-    while driver.poll() is None:
-        for process in Path('/proc').glob('[0-9]*'):
-            with contextlib.suppress(OSError):
-                if not killed and b'ray::_work' in (process / 'cmdline').read_bytes():
-                    time.sleep(0.5)
-                    os.kill(int(process.name), signal.SIGKILL)
-                    killed.append(int(process.name))
-        time.sleep(0.05)
-    assert driver.returncode == 0
-    assert killed
+    driver = subprocess.Popen([sys.executable, '-c', ANALYSE, bag, tmp_path / 'two', '2'], start_new_session=True)
+    kill_a_worker(driver, driver.pid)
+    assert driver.wait() == 0
     for name in ('defects.csv', 'frames.csv', 'observations.csv'):
         assert (tmp_path / 'one' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
+
+
+def kill_a_worker(driver: subprocess.Popen[bytes], session: int) -> None:
+    """Kill by force the first process of `session` that inspects a split."""
+    worker = None
+    while worker is None:
+        assert driver.poll() is None
+        time.sleep(0.05)
+        worker = find_worker(session)
+    os.kill(worker, signal.SIGKILL)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """Address of a Ray cluster of two nodes, both on this machine, that asks for a token; session of its processes."""
+    monkeypatch.setenv('RAY_AUTH_MODE', 'token')
+    monkeypatch.setenv('RAY_AUTH_TOKEN', secrets.token_hex(32))
+    monkeypatch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+    monkeypatch.setenv(
+        'PYTHONPATH', os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')])
+    )
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(('127.0.0.1', 0))
+        other.bind(('127.0.0.1', 0))
+        port, client_port = one.getsockname()[1], other.getsockname()[1]
+    start = f'"{Path(sys.executable).with_name("ray")}" start --num-cpus 1 --object-store-memory 100000000 --block'
+    address = f'127.0.0.1:{port}'
+    head = f'{start} --head --node-ip-address 127.0.0.1 --port {port} --ray-client-server-port {client_port}'
+    head += ' --include-dashboard false'
+    session = subprocess.Popen(
+        ['/bin/sh', '-c', f'{head} & sleep 10; {start} --address {address} & wait'], start_new_session=True
+    )
+    yield address, session.pid
+    os.killpg(session.pid, signal.SIGKILL)
+    session.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_does_the_same_though_driver_and_worker_are_killed(cluster: tuple[str, int], tmp_path: Path):
+    address, session = cluster
+    bag, out = tmp_path / 'wall', tmp_path / 'out'
+    write_bag(bag, Recording())
+    # Workers of this machine alone, beside the cluster on it.
+    subprocess.run([sys.executable, '-c', ANALYSE, bag, tmp_path / 'here', '2'], check=True)
+    arguments = [sys.executable, '-c', ANALYSE, bag, out, '1', address]
+    driver = subprocess.Popen(arguments)
+    kill_a_worker(driver, session)
+    while driver.poll() is None and not list((out / 'parts').glob('*.zst')):
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    assert not (out / 'defects.csv').exists()
+    subprocess.run(arguments, check=True)
+    for name in ('defects.csv', 'frames.csv', 'observations.csv', 'report.html'):
+        assert (out / name).read_bytes() == (tmp_path / 'here' / name).read_bytes()
 
 
 def test_without_a_map_every_sighting_is_a_row_in_the_camera_frame(make_bag: MakeBag, tmp_path: Path):
