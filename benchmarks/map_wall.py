@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,9 +74,14 @@ class Wall:
         )
 
     @property
+    def areas_m2(self) -> Array:
+        """Of the rims."""
+        return np.pi / 4 * self.diameters_m**2
+
+    @property
     def volumes_m3(self) -> Array:
         """Of the caps."""
-        return np.pi / 4 * self.diameters_m**2 * self.depths_m / 2
+        return self.areas_m2 * self.depths_m / 2
 
 
 @dataclass
@@ -100,6 +106,24 @@ def survey(
 ) -> Survey:
     """Pass the wall in rows, back and forth, with odometry whose errors add up from step to step."""
     result = Survey(DefectMap(config or MapConfig()))
+    for number, (T_true, T_told) in enumerate(pass_by(width_m, height_m, generator, step_m, step_deg)):
+        result.drift_m = max(result.drift_m, float(np.linalg.norm(T_told.translation - T_true.translation)))
+        truth, defects = see(wall, T_true, generator)
+        started = time.thread_time()
+        ids = result.defect_map.add(defects, T_told, number, 'camera', CAMERA)
+        result.seconds.append(time.thread_time() - started)
+        for airhole, defect_id, defect in zip(truth, ids, defects, strict=True):
+            result.seen.setdefault(defect_id, Counter())[airhole] += 1
+            view = defect.measurement
+            if airhole >= 0 and view.volume_status is Status.MEASURED and wall.diameters_m[airhole] * PX_PER_M >= 8.0:
+                result.single_errors.append(view.volume_m3 / wall.volumes_m3[airhole] - 1.0)
+    return result
+
+
+def pass_by(
+    width_m: float, height_m: float, generator: np.random.Generator, step_m: float, step_deg: float
+) -> Iterator[tuple[SE3, SE3]]:
+    """T_map_camera of each frame, as it is and as odometry tells it; the wall is the plane z = 0, facing +z."""
     field_m = np.array([CAMERA.width, CAMERA.height]) / PX_PER_M
     step = (1.0 - OVERLAP) * field_m
     columns = math.ceil((width_m - field_m[0]) / step[0] - 1e-6) + 1
@@ -120,17 +144,7 @@ def survey(
             )
             T_told = T_told @ (T_previous.inverse() @ T_true) @ error
         T_previous = T_true
-        result.drift_m = max(result.drift_m, float(np.linalg.norm(T_told.translation - T_true.translation)))
-        truth, defects = see(wall, T_true, generator)
-        started = time.thread_time()
-        ids = result.defect_map.add(defects, T_told, number, 'camera', CAMERA)
-        result.seconds.append(time.thread_time() - started)
-        for airhole, defect_id, defect in zip(truth, ids, defects, strict=True):
-            result.seen.setdefault(defect_id, Counter())[airhole] += 1
-            view = defect.measurement
-            if airhole >= 0 and view.volume_status is Status.MEASURED and wall.diameters_m[airhole] * PX_PER_M >= 8.0:
-                result.single_errors.append(view.volume_m3 / wall.volumes_m3[airhole] - 1.0)
-    return result
+        yield T_true, T_told
 
 
 def see(wall: Wall, T_true: SE3, generator: np.random.Generator) -> tuple[list[int], list[Defect]]:
@@ -259,7 +273,7 @@ def judge(wall: Wall, result: Survey) -> Figures:
         confidences.append(entry.confidence)
         if fused.volume_status is not Status.MEASURED:
             continue
-        volume, area = wall.volumes_m3[index], math.pi / 4 * wall.diameters_m[index] ** 2
+        volume, area = wall.volumes_m3[index], wall.areas_m2[index]
         errors.append(fused.volume_m3 / volume - 1.0)
         hits['area'].append(abs(fused.area_m2 - area) <= 1.96 * fused.area_std_m2)
         hits['depth'].append(abs(fused.depth_max_m - wall.depths_m[index]) <= 1.96 * fused.depth_max_std_m)

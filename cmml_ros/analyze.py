@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 import zstandard
 from tqdm import tqdm
 
 from cmml_ros.bag.reader import BagReader, SensorTopics
-from cmml_ros.config import InspectorConfig, flatten_config
+from cmml_ros.config import InspectorConfig, ReportConfig, flatten_config
 from cmml_ros.errors import BagError, CmmlError, ConfigError
 from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.mapping.grading import load_standards
 from cmml_ros.mapping.record import FrameRecord
+from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.html import Picture
 from cmml_ros.report.pdf import print_pdf
 from cmml_ros.report.results import write_results
@@ -75,6 +77,7 @@ def analyze(
     if out.exists() and not out.is_dir():
         raise ConfigError(f'{out} is a file; name a folder for the results')
     load_standards(config.grading.standards)
+    config = dataclasses.replace(config, report=_complete_cover(config.report, paths))
     plan = _Plan.of(paths, image_topic, camera_info_topic, points_topic, split_s)
     if bag_out is not None and bag_out.exists():
         raise BagError(f'{bag_out} exists already; name a new folder or remove it')
@@ -158,6 +161,19 @@ class _Plan:
         )
 
 
+def _complete_cover(config: ReportConfig, paths: Sequence[Path]) -> ReportConfig:
+    """`config`, its gaps filled from recording.yaml in a bag's folder: what the inspection was told then."""
+    for path in paths:
+        sidecar = (path if path.is_dir() else path.parent) / 'recording.yaml'
+        try:
+            told = yaml.safe_load(sidecar.read_text(encoding='utf-8'))['inspection']
+            values = {name: str(told.get(f'report.{name}') or '') for name in vars(config)}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError):
+            continue  # no sidecar, or one that tells nothing of the kind
+        config = ReportConfig(**{name: own or values[name] for name, own in vars(config).items()})
+    return config
+
+
 def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, split_s: float) -> list[Split]:
     """Splits of about split_s; one when the bag is short, or has no index to begin in the middle with."""
     count = max(round((span_ns[1] - span_ns[0]) * 1e-9 / split_s), 1) if span_ns else 1
@@ -173,7 +189,12 @@ class _Parts:
 
     def __init__(self, out: Path, splits: Sequence[Split], config: InspectorConfig, model_id: str) -> None:
         self._folder, self._overlays = out / _PARTS, out / 'overlays'
-        common = {'version': read_version(), 'model': model_id, 'config': flatten_config(config)}
+        settings = {
+            name: value
+            for name, value in flatten_config(config).items()
+            if not name.startswith(('map.', 'grading.', 'report.'))  # what comes after the splits
+        }
+        common = {'version': read_version(), 'model': model_id, 'config': settings}
         self._paths = []
         for split in splits:
             key = json.dumps([common, describe_split(split)], sort_keys=True)
@@ -319,6 +340,7 @@ class _Merge:
         self._range_noises_m: list[float] = []
         self._frames: Counter[str] = Counter()
         self._cameras: Counter[str] = Counter()
+        self._calibration: Calibration | None = None
         self._counts: Counter[str] = Counter()
         self._errors, self._incomplete = ReasonCounter(), ReasonCounter()
         self._warnings: list[str] = []
@@ -373,6 +395,7 @@ class _Merge:
             last_stamp_ns=max((picture.stamp_ns for picture in self._pictures), default=0),
             camera=', '.join(self._cameras),
             largest_correction_m=snapshot.largest_correction_m,
+            calibration=self._calibration,
         )
         self._remove_old_pictures()
         write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))
@@ -400,6 +423,8 @@ class _Merge:
         path = self._out / 'overlays' / f'{record.stamp_ns}.jpg'
         self._pictures.append(Picture(path, record.stamp_ns, len(record.defects)))
         self._cameras[f'{record.camera.width} x {record.camera.height} px'] += 1
+        latest = Calibration(record.camera, record.T_camera_lidar, record.calibration)
+        self._calibration = latest if self._calibration is None else self._calibration.then(latest)
         self._frames['inspected'] += 1
         self._frames['with cloud'] += record.cloud_points is not None
         self._frames['in map'] += record.T_map_camera is not None

@@ -113,6 +113,8 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=REGISTRATIONS,
         help='extrinsic from /tf, corrected, or found without it (default: of FILE)',
     )
+    parser.add_argument('--site', metavar='TEXT', help='what is inspected, for the cover of the report')
+    parser.add_argument('--robot', metavar='TEXT', help='name of the robot, for the cover of the report')
     parser.add_argument('--image-topic', metavar='T', help='default: the only Image or CompressedImage topic')
     parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
@@ -132,6 +134,8 @@ def _analyze(options: argparse.Namespace) -> None:
         config = replace(config, detection=replace(config.detection, model=options.model))
     if options.registration:
         config = replace(config, registration=replace(config.registration, mode=options.registration))
+    cover = {name: text for name in ('site', 'robot') if (text := getattr(options, name))}
+    config = replace(config, report=replace(config.report, **cover))
     summary = analyze(
         _find_bags(options.bags),
         options.out,

@@ -200,6 +200,16 @@ class GradingConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """What the cover of a report says beyond what the recording tells."""
+
+    site: str = setting('', 'what is inspected: the structure and its part')
+    robot: str = setting('', 'name of the robot')
+    camera: str = setting('', 'make and serial number of the camera')
+    range_sensor: str = setting('', 'make and serial number of the range sensor')
+
+
+@dataclass(frozen=True)
 class InspectorConfig:
     """The whole pipeline, one dataclass per stage."""
 
@@ -210,6 +220,7 @@ class InspectorConfig:
     measurement: MeasurementConfig = field(default_factory=MeasurementConfig)
     map: MapConfig = field(default_factory=MapConfig)
     grading: GradingConfig = field(default_factory=GradingConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass(frozen=True)

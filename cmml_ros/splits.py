@@ -196,8 +196,15 @@ class _Run:
             return
         maker = CloseupMaker(frame, inspection.T_camera_lidar)
         closeups = tuple(maker.make(defect) for defect in inspection.defects)
-        status = int(inspection.calibration.status)
-        record = FrameRecord.of(frame, inspection.defects, closeups, inspection.model_id, status, inspection.timings_s)
+        record = FrameRecord.of(
+            frame,
+            inspection.defects,
+            closeups,
+            inspection.model_id,
+            inspection.T_camera_lidar,
+            inspection.calibration,
+            inspection.timings_s,
+        )
         self._result.frames.append(record)
         _, picture = cv2.imencode('.jpg', draw_overlay(inspection), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         self._result.pictures[frame.stamp_ns] = picture.tobytes()

@@ -518,6 +518,31 @@ def test_the_command_line_does_the_same(make_bag: MakeBag, tmp_path: Path, capsy
     assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['config']['sync.tolerance_s'] == 0.01
 
 
+def test_the_cover_says_what_is_told_and_else_what_the_recording_was_told(make_bag: MakeBag, tmp_path: Path):
+    bag, out = make_bag(frames=1), tmp_path / 'out'
+    (bag / 'recording.yaml').write_text(
+        'inspection: {report.site: pier 3, report.robot: crawler, sync.history_s: 10.0}'
+    )
+    assert main(['analyze', str(bag), '--out', str(out), '--no-pdf', '--robot', 'drone']) == 0
+    summary = json.loads((out / 'summary.json').read_text())
+    assert (summary['config']['report.site'], summary['config']['report.robot']) == ('pier 3', 'drone')
+    assert summary['calibration']['camera'] == {
+        'model': 'plumb_bob',
+        'size_px': [WIDTH, HEIGHT],
+        'k': [FOCAL_PX, 0.0, WIDTH / 2, 0.0, FOCAL_PX, HEIGHT / 2, 0.0, 0.0, 1.0],
+        'd': [],  # all zero in the recording
+    }
+    assert summary['calibration']['T_camera_lidar'] == {
+        'translation_m': [0.0] * 3,
+        'rotation_xyzw': [0.0, 0.0, 0.0, 1.0],
+    }
+    assert summary['calibration']['check']['status'] == 'DEGENERATE'  # there is no network to match with
+    assert summary['calibration']['check']['correction_rad_m'] is None
+    (bag / 'recording.yaml').write_text('inspection: null')
+    assert main(['analyze', str(bag), '--out', str(out), '--no-pdf']) == 0
+    assert '<dt>Site</dt><dd>not stated</dd>' in (out / 'report.html').read_text()
+
+
 def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that `cmml analyze` says when it fails."""
     assert main(['analyze', *map(str, arguments)]) == 2

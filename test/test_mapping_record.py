@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from cmml_ros.calibration import CalibrationCheck, CalibrationStatus
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import Cloud
@@ -38,7 +39,8 @@ def make_record() -> FrameRecord:
     pose = SE3.from_rotation_vector([0.1, 0.2, 0.3], np.array([1.0, 2.0, 3.0]))
     frame = Frame(image, CAMERA, 7, 'camera', Cloud(points), 8, SE3.identity(), pose, 'late')
     closeup = CloseupMaker(frame, SE3.identity()).make(defect)
-    return FrameRecord.of(frame, (defect,), (closeup,), 'small', 2, {'network': 0.1})
+    check = CalibrationCheck(CalibrationStatus.DRIFTED, 'turned', np.arange(6.0), np.full(6, 1 / 3), 100, 0.7)
+    return FrameRecord.of(frame, (defect,), (closeup,), 'small', SE3.identity(), check, {'network': 0.1})
 
 
 def test_a_record_survives_the_disk_to_the_bit():
@@ -50,6 +52,9 @@ def test_a_record_survives_the_disk_to_the_bit():
     assert back.defects[0].measurement.area_m2 == 1 / 3
     assert back.defects[0].measurement.area_budget == record.defects[0].measurement.area_budget
     assert back.defects[0].measurement.volume_status is Status.SHAPE_PRIOR
+    assert back.calibration.status is CalibrationStatus.DRIFTED
+    np.testing.assert_array_equal(back.calibration.std, np.full(6, 1 / 3))
+    np.testing.assert_array_equal(back.T_camera_lidar.matrix, np.eye(4))
     np.testing.assert_array_equal(back.T_map_camera.matrix, record.T_map_camera.matrix)
     np.testing.assert_array_equal(back.closeups[0].section_m, record.closeups[0].section_m)
 

@@ -12,18 +12,33 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from cmml_ros.calibration import CalibrationCheck, CalibrationStatus
 from cmml_ros.config import InspectorConfig
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import Closeup
 from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot, MapView
 from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.pdf import find_browser, print_pdf
 from cmml_ros.report.results import write_results
 from cmml_ros.report.summary import Summary
 
 CAMERA = Camera(width=1000, height=1000, fx=1000.0, fy=1000.0, cx=499.5, cy=499.5)
 FACING = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+
+
+CALIBRATION = Calibration(
+    Camera(1280, 720, 1052.0, 1050.5, 642.3, 357.8, 'plumb_bob', (-0.12, 0.06, 0.0004, -0.0003, 0.0)),
+    SE3.from_rotation_vector((0.0, -0.1, 0.0), (0.065, 0.012, -0.008)),
+    CalibrationCheck(
+        CalibrationStatus.CONSISTENT,
+        correction=np.array([0.0, 0.001, 0.0, 0.0012, 0.0, 0.0]),
+        std=np.array([0.002, 0.002, 0.002, 0.003, 0.003, 0.003]),
+        match_count=210,
+        inlier_ratio=0.82,
+    ),
+)
 
 
 def make_snapshot(count: int) -> MapSnapshot:
@@ -75,7 +90,14 @@ def save(folder: Path, snapshot: MapSnapshot) -> Path:
         bag='pier 3',
         topics={'image': '/camera/image', 'camera_info': '/camera/camera_info', 'points': '/points'},
         model_id='small 1a2b',
-        config={'sync.tolerance_s': 0.05},
+        config={
+            'sync.tolerance_s': 0.05,
+            'registration.mode': 'tf',
+            'report.site': 'Mill Bridge, pier 3',
+            'report.robot': 'crawler 2',
+            'report.camera': 'A-12',
+            'report.range_sensor': '',
+        },
         frames=frames,
         frames_with_cloud=frames,
         frames_in_map=frames,
@@ -91,6 +113,7 @@ def save(folder: Path, snapshot: MapSnapshot) -> Path:
         last_stamp_ns=10**18 + 10**9,
         camera='1000 x 1000 px',
         largest_correction_m=0.012,
+        calibration=CALIBRATION,
     )
     write_results(folder, snapshot, summary, InspectorConfig())
     return folder / 'report.html'
@@ -130,6 +153,28 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
 
 def column(page: Page, number: int) -> list[str]:
     return page.locator(f'#table tbody td:nth-child({number})').all_inner_texts()
+
+
+def test_the_cover_tells_site_robot_sensors_calibration_and_dates(page: Page):
+    terms, texts = (page.locator(f'.cover {tag}').all_inner_texts() for tag in ('dt', 'dd'))
+    cover = dict(zip(terms, texts, strict=True))
+    assert cover['Site'] == 'Mill Bridge, pier 3'
+    assert cover['Robot'] == 'crawler 2'
+    assert (cover['From'], cover['To']) == ('2001-09-09 01:46:40.000 UTC', '2001-09-09 01:46:41.000 UTC')
+    assert cover['Camera'] == 'A-12, /camera/image, 1000 x 1000 px'
+    assert cover['Range sensor'] == '/points, noise 0.200 mm'
+    assert cover['Calibration'] == 'plumb_bob lens; extrinsic as told by /tf; the data agree with it (numbers)'
+    page.locator('.cover a').click()
+    page.wait_for_function('location.hash === "#calibration"')
+    rows = page.locator('#calibration ~ table').first
+    numbers = dict(zip(rows.locator('th').all_inner_texts(), rows.locator('td').all_inner_texts(), strict=True))
+    assert numbers['focal lengths'] == '1052.00, 1050.50 px'
+    assert numbers['distortion'] == 'k1 −0.12, k2 0.06, p1 0.0004, p2 −0.0003, k3 0'
+    assert numbers['its place'] == '(65.0, 12.0, −8.0) mm'
+    assert numbers['its turn (rotation vector)'] == '(0.00, −5.73, 0.00)°'  # 0.1 rad
+    assert numbers['found turn'] == '(0.000 ± 0.115, 0.057 ± 0.115, 0.000 ± 0.115)°'
+    assert numbers['found shift'] == '(1.20 ± 3.00, 0.00 ± 3.00, 0.00 ± 3.00) mm'
+    assert numbers['matches'] == '210, 82% of them agree'
 
 
 def test_the_table_sorts_both_ways_with_unknown_last(page: Page):

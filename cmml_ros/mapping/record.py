@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmml_ros.calibration import CalibrationCheck, CalibrationStatus
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
@@ -22,20 +23,21 @@ from cmml_ros.measurement.uncertainty import Budget
 class FrameRecord:
     """One inspected frame.
 
-    closeups: one per defect. cloud_points: None without a cloud. calibration_status: number in
-    cmml_ros/CalibrationCheck. timings_s: wall time by stage.
+    closeups: one per defect. cloud_points: None without a cloud. T_camera_lidar: through which the points were taken,
+    None without. calibration: what was known of it by then. timings_s: wall time by stage.
     """
 
     stamp_ns: int
     frame_id: str
     camera: Camera
     T_map_camera: SE3 | None
+    T_camera_lidar: SE3 | None
     cloud_stamp_ns: int | None
     cloud_points: int | None
     sync_offset_s: float
     transform_reason: str
     model_id: str
-    calibration_status: int
+    calibration: CalibrationCheck
     defects: tuple[Defect, ...]
     closeups: tuple[Closeup, ...]
     timings_s: dict[str, float]
@@ -47,7 +49,8 @@ class FrameRecord:
         defects: tuple[Defect, ...],
         closeups: tuple[Closeup, ...],
         model_id: str,
-        calibration_status: int,
+        T_camera_lidar: SE3 | None,
+        calibration: CalibrationCheck,
         timings_s: dict[str, float],
     ) -> FrameRecord:
         """The record of `frame`."""
@@ -56,12 +59,13 @@ class FrameRecord:
             frame.frame_id,
             frame.camera,
             frame.T_map_camera,
+            T_camera_lidar,
             frame.cloud_stamp_ns,
             None if frame.cloud is None else len(frame.cloud),
             frame.sync_offset_s,
             frame.transform_reason,
             model_id,
-            calibration_status,
+            calibration,
             defects,
             closeups,
             timings_s,
@@ -70,10 +74,12 @@ class FrameRecord:
     def to_document(self) -> dict[str, Any]:
         """Ready for JSON, without loss: arrays as the bytes that they are, NaN as NaN."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        pose = self.T_map_camera
+        check = self.calibration
         return document | {
             'camera': dataclasses.asdict(self.camera),
-            'T_map_camera': None if pose is None else [_pack(pose.rotation), _pack(pose.translation)],
+            'T_map_camera': _pack_pose(self.T_map_camera),
+            'T_camera_lidar': _pack_pose(self.T_camera_lidar),
+            'calibration': vars(check) | {'correction': _pack(check.correction), 'std': _pack(check.std)},
             'defects': [
                 [one.class_id, one.confidence, one.roi, _pack(one.outline_px), _pack_measurement(one.measurement)]
                 for one in self.defects
@@ -86,11 +92,19 @@ class FrameRecord:
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> FrameRecord:
         """The inverse of `to_document`."""
-        pose = document['T_map_camera']
-        camera = document['camera']
+        camera, check = document['camera'], document['calibration']
         parts = {
             'camera': Camera(**{**camera, 'distortion': tuple(camera['distortion'])}),
-            'T_map_camera': None if pose is None else SE3(_unpack(pose[0]), _unpack(pose[1])),
+            'T_map_camera': _unpack_pose(document['T_map_camera']),
+            'T_camera_lidar': _unpack_pose(document['T_camera_lidar']),
+            'calibration': CalibrationCheck(
+                **check
+                | {
+                    'status': CalibrationStatus(check['status']),
+                    'correction': _unpack(check['correction']),
+                    'std': _unpack(check['std']),
+                }
+            ),
             'defects': tuple(
                 Defect(class_id, confidence, _box(roi), _unpack(outline), _unpack_measurement(measurement))
                 for class_id, confidence, roi, outline, measurement in document['defects']
@@ -111,6 +125,14 @@ def _pack(array: NDArray[np.float64]) -> list[Any]:
 def _unpack(packed: list[Any]) -> NDArray[np.float64]:
     shape, data = packed
     return np.frombuffer(base64.b64decode(data), '<f8').reshape(shape).astype(np.float64)
+
+
+def _pack_pose(pose: SE3 | None) -> list[Any] | None:
+    return None if pose is None else [_pack(pose.rotation), _pack(pose.translation)]
+
+
+def _unpack_pose(packed: list[Any] | None) -> SE3 | None:
+    return None if packed is None else SE3(_unpack(packed[0]), _unpack(packed[1]))
 
 
 def _pack_measurement(measurement: Measurement) -> dict[str, Any]:

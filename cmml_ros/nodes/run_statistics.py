@@ -11,6 +11,7 @@ import numpy as np
 
 from cmml_ros.config import InspectorConfig, flatten_config
 from cmml_ros.mapping.defect_map import MapSnapshot
+from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.summary import Summary
 
 if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
@@ -27,6 +28,7 @@ class RunStatistics:
         self.latest: Inspection | None = None
         self.latest_age_s = math.nan
         self._frames: Counter[str] = Counter()
+        self._calibration: Calibration | None = None
         self._range_noises_m: deque[float] = deque(maxlen=_NOISES_KEPT)
 
     def add(self, inspection: Inspection, age_s: float) -> None:
@@ -36,6 +38,8 @@ class RunStatistics:
         self.latest, self.latest_age_s = inspection, age_s
         self._frames['with cloud'] += frame.cloud is not None
         self._frames['in map'] += frame.T_map_camera is not None
+        latest = Calibration(frame.camera, inspection.T_camera_lidar, inspection.calibration)
+        self._calibration = latest if self._calibration is None else self._calibration.then(latest)
         noises_m = [defect.measurement.range_noise_m for defect in inspection.defects]
         self._range_noises_m.extend(noise_m for noise_m in noises_m if math.isfinite(noise_m))
 
@@ -71,4 +75,5 @@ class RunStatistics:
             last_stamp_ns=max(stamps_ns, default=0),
             camera=', '.join(cameras),
             largest_correction_m=snapshot.largest_correction_m,
+            calibration=self._calibration,
         )

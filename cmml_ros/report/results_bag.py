@@ -74,7 +74,7 @@ class ResultsBag:
             sum(timings_s.values()),
         ]
         message = self._array(
-            record.stamp_ns, record.frame_id, defects, record.sync_offset_s, times, record.calibration_status
+            record.stamp_ns, record.frame_id, defects, record.sync_offset_s, times, int(record.calibration.status)
         )
         self._writer.write(DEFECTS_TOPIC, message, record.stamp_ns)
         markers = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from cmml_ros.config import Scalar
 from cmml_ros.mapping.defect_map import MapEntry
 from cmml_ros.mapping.grading import Grading
 from cmml_ros.measurement.defect import Status
+from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.tables import format_number
 from cmml_ros.version import read_version
 
@@ -26,7 +26,8 @@ class Summary:
     not be used, by what was wrong. incomplete: inspected frames by why they lack a cloud, a transform or the map.
     fault: why the bag could not be read to its end; empty when it was. range_noise_m: median over the airholes; NaN
     when none has points. timings_s: wall time by stage. first_stamp_ns, last_stamp_ns: of the inspected images. camera:
-    its picture size. largest_correction_m: by how much the map corrected the pose of the robot.
+    its picture size. largest_correction_m: by how much the map corrected the pose of the robot. calibration: None
+    without a frame.
     """
 
     bag: str
@@ -48,16 +49,19 @@ class Summary:
     last_stamp_ns: int = 0
     camera: str = ''
     largest_correction_m: float = 0.0
+    calibration: Calibration | None = None
 
     def document(self, entries: Sequence[MapEntry], grading: Grading) -> dict[str, Any]:
         """`summary.json`: this and the counts of the airholes, ready for JSON, NaN as null."""
-        facts = dataclasses.asdict(self)
+        facts = vars(self).copy()
+        calibration = facts.pop('calibration')
         range_noise_m = facts.pop('range_noise_m')
         timings_s = facts.pop('timings_s')
         correction_m = facts.pop('largest_correction_m')
         return {
             'package_version': read_version(),
             **facts,
+            'calibration': calibration and calibration.document(),
             'range_noise_mm': _number(range_noise_m * 1e3),
             'area_status': count_statuses([entry.measurement.area_status for entry in entries]),
             'volume_status': count_statuses([entry.measurement.volume_status for entry in entries]),

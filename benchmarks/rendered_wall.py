@@ -1,0 +1,176 @@
+"""The wall of map_wall.py, but rendered, and measured by the real pipeline: network, measurement, map.
+
+    python benchmarks/rendered_wall.py [--seeds 1] [--out out/rendered_wall]
+
+60 frames of 2 x 1 m with 70 % overlap, look "fast", simulated depth camera, odometry noise of 2 mm and 0.1 degrees a
+step. What the frames told is kept in `out`, so that a second call only fuses it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from map_wall import CAMERA, DISTANCE_M, MIN_DIAMETER_PX, PX_PER_M, Array, Survey, judge, pass_by
+from score_wall import match_airholes
+from tqdm import tqdm
+
+from cmml_ros.config import InspectorConfig, MapConfig
+from cmml_ros.frame import Frame
+from cmml_ros.geometry.transforms import SE3
+from cmml_ros.inspector import Inspector
+from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.record import FrameRecord
+from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.simulation.camera import render
+from cmml_ros.simulation.light import draw_light
+from cmml_ros.simulation.range_sensor import make_sensor
+from cmml_ros.simulation.response import Response
+from cmml_ros.simulation.scenario import Scenario
+from cmml_ros.simulation.scene import Scene, make_scene
+
+SIZE_M = (2.0, 1.0)
+AIRHOLES_PER_M2 = 150.0
+STEP_M, STEP_DEG = 0.002, 0.1
+PERIOD_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The airholes of a scene in the frame of the map: x right, y up, z out of the wall."""
+
+    centres: Array
+    diameters_m: Array
+    areas_m2: Array
+    depths_m: Array
+    volumes_m3: Array
+
+    @classmethod
+    def of(cls, scene: Scene) -> Truth:
+        """The truth of `scene`."""
+        holes = scene.holes
+        columns = ('equivalent_diameter_m', 'area_m2', 'depth_max_m', 'volume_m3')
+        centres = place_scene(scene).apply(np.array([hole.centre for hole in holes]))
+        return cls(centres, *(np.array([getattr(hole, name) for hole in holes]) for name in columns))
+
+
+def place_scene(scene: Scene) -> SE3:
+    """T_map_scene: the map has its origin in the lower left corner of the wall."""
+    corner = scene.wall.points(np.zeros((1, 2)))[0]
+    return SE3(np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), corner).inverse()
+
+
+def inspect_wall(seed: int, config: InspectorConfig) -> list[FrameRecord]:
+    """What the pipeline tells about each frame of one pass; T_map_camera as odometry tells it."""
+    scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
+    light = draw_light(np.random.default_rng(seed), DISTANCE_M)
+    sensor, extrinsic = make_sensor('depth_camera', None), Scenario().extrinsic
+    inspector = Inspector(config)
+    records = []
+    poses = list(pass_by(*SIZE_M, np.random.default_rng(seed), STEP_M, STEP_DEG))
+    for number, (T_true, T_told) in enumerate(tqdm(poses, unit='frame', disable=None)):
+        rng = np.random.default_rng([seed, number])
+        T_scene_camera = place_scene(scene).inverse() @ T_true
+        frame = Frame(
+            image=render(scene, CAMERA, T_scene_camera, light, Response(), rng).image,
+            camera=CAMERA,
+            stamp_ns=number * PERIOD_NS,
+            frame_id='camera',
+            cloud=sensor.scan(scene, T_scene_camera @ extrinsic, rng),
+            cloud_stamp_ns=number * PERIOD_NS,
+            T_camera_lidar=extrinsic,
+            T_map_camera=T_told,
+        )
+        inspection = inspector.inspect(frame)
+        records.append(
+            FrameRecord.of(
+                frame,
+                inspection.defects,
+                (),
+                inspection.model_id,
+                inspection.T_camera_lidar,
+                inspection.calibration,
+                inspection.timings_s,
+            )
+        )
+    return records
+
+
+def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig) -> Survey:
+    """The map of a pass; which airhole each view is of tells the true pose of its frame."""
+    result = Survey(DefectMap(config))
+    poses = pass_by(*SIZE_M, np.random.default_rng(seed), STEP_M, STEP_DEG)
+    for record, (T_true, T_told) in zip(records, poses, strict=True):
+        result.drift_m = max(result.drift_m, float(np.linalg.norm(T_told.translation - T_true.translation)))
+        ids = result.defect_map.add(record.defects, T_told, record.stamp_ns, 'camera', CAMERA)
+        for airhole, defect_id, defect in zip(
+            name_views(record.defects, T_true, truth), ids, record.defects, strict=True
+        ):
+            result.seen.setdefault(defect_id, Counter())[airhole] += 1
+            view = defect.measurement
+            if (
+                airhole >= 0
+                and view.volume_status is Status.MEASURED
+                and truth.diameters_m[airhole] * PX_PER_M >= MIN_DIAMETER_PX
+            ):
+                result.single_errors.append(view.volume_m3 / truth.volumes_m3[airhole] - 1.0)
+    return result
+
+
+def name_views(defects: tuple[Defect, ...], T_true: SE3, truth: Truth) -> list[int]:
+    """Row in `truth` of the airhole that each defect shows, -1 for none."""
+    positions = np.array([defect.measurement.position for defect in defects]).reshape(-1, 3)
+    names = np.full(len(defects), -1)
+    placed = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    normals = np.tile([0.0, 0.0, 1.0], (len(truth.centres), 1))
+    for airhole, row in match_airholes(truth.centres, normals, truth.diameters_m, T_true.apply(positions[placed])):
+        names[placed[row]] = airhole
+    return [int(name) for name in names]
+
+
+def load_or_inspect(folder: Path, seed: int, config: InspectorConfig) -> list[FrameRecord]:
+    """The records of one wall, from `folder` when they are there."""
+    path = folder / f'wall_{seed}.json.zst'
+    if path.exists():
+        document = json.loads(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
+        return [FrameRecord.from_document(one) for one in document]
+    records = inspect_wall(seed, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = json.dumps([record.to_document() for record in records]).encode()
+    path.write_bytes(zstandard.ZstdCompressor(level=3).compress(data))
+    return records
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--first-seed', type=int, default=1)
+    parser.add_argument('--out', type=Path, default=Path('out/rendered_wall'))
+    options = parser.parse_args()
+    print('| wall | drift | airholes | found | duplicates | merged | volume gain | area, depth, volume in 95 % |')
+    print('|---|---|---|---|---|---|---|---|')
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        config = InspectorConfig()
+        records = load_or_inspect(options.out, seed, config)
+        scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
+        truth = Truth.of(scene)
+        result = fuse(seed, records, truth, config.map)
+        figures = judge(truth, result)
+        coverage = ', '.join(f'{figures.coverage[name]:.1%}' for name in ('area', 'depth', 'volume'))
+        print(
+            f'| {seed} | {1e3 * result.drift_m:.0f} mm | {figures.airholes} | {figures.found / figures.airholes:.1%} '
+            f'| {figures.duplicates / figures.airholes:.1%} | {figures.merged / figures.airholes:.1%} '
+            f'| {figures.volume_gain:.2f} | {coverage} |'
+        )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
