@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
 from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
 from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import PoseError
+from cmml_ros.extrinsic_check import ExtrinsicCheck
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.geometry.transforms import SE3
@@ -43,7 +43,7 @@ class Inspector:
         self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED
-        self._checked_ns = -math.inf
+        self._check = ExtrinsicCheck(self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
 
     @property
@@ -77,36 +77,33 @@ class Inspector:
 
     def _register(self, frame: Frame) -> tuple[SE3 | None, str]:
         """T_camera_lidar to take the points through, or None and why; the calibration is checked on the way."""
-        config, given = self._config.registration, frame.T_camera_lidar
+        mode, given = self._config.registration.mode, frame.T_camera_lidar
         if frame.cloud is None:
             return None, frame.transform_reason
-        if given is None and config.mode != 'match':
+        if given is None and mode != 'match':
             self._calibration = CalibrationCheck(CalibrationStatus.NO_TRANSFORM, frame.transform_reason)
             return None, frame.transform_reason
-        if config.mode == 'tf' and not self._is_due(frame.stamp_ns):
+        if mode == 'tf':
+            assert given is not None
+            for checked, found in self._check.results(frame, given):
+                self._calibration = self._judge(found, checked)
             return given, ''
         try:
-            if config.mode == 'match':
-                found = self._registrar.match(frame.image, frame.camera, frame.cloud, given)
+            if mode == 'match':
+                registration = self._registrar.match(frame.image, frame.camera, frame.cloud, given)
             else:
                 assert given is not None
-                found = self._registrar.refine(frame.image, frame.camera, frame.cloud, given)
+                registration = self._registrar.refine(frame.image, frame.camera, frame.cloud, given)
         except PoseError as error:
-            self._calibration = CalibrationCheck(CalibrationStatus.DEGENERATE, str(error))
+            self._calibration = self._judge(error, frame)
             # A given extrinsic that could not be corrected is still the best there is.
-            return (None, str(error)) if config.mode == 'match' else (given, '')
-        self._calibration = self._judge(found, frame)
-        return (given if config.mode == 'tf' else found.T_camera_lidar), ''
+            return (None, str(error)) if mode == 'match' else (given, '')
+        self._calibration = self._judge(registration, frame)
+        return registration.T_camera_lidar, ''
 
-    def _is_due(self, stamp_ns: int) -> bool:
-        """Whether the extrinsic is to be checked against this frame in mode tf."""
-        period_s = self._config.registration.check_period_s
-        due = period_s > 0.0 and not 0.0 <= (stamp_ns - self._checked_ns) * 1e-9 < period_s
-        if due:
-            self._checked_ns = stamp_ns
-        return due
-
-    def _judge(self, found: Registration, frame: Frame) -> CalibrationCheck:
+    def _judge(self, found: Registration | PoseError, frame: Frame) -> CalibrationCheck:
+        if isinstance(found, PoseError):
+            return CalibrationCheck(CalibrationStatus.DEGENERATE, str(found))
         if found.correction is None or found.covariance is None or found.systematic is None:
             return CalibrationCheck(
                 CalibrationStatus.NO_TRANSFORM,

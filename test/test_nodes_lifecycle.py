@@ -38,17 +38,23 @@ class Manager(Node):
         self._executor.add_node(self)
 
     def change(self, transition: int) -> bool:
-        return self._call(self._change, ChangeState.Request(transition=Transition(id=transition))).success
+        before = self.state()
+        answer = self._ask(self._change, ChangeState.Request(transition=Transition(id=transition)), 2 * TIMEOUT_S)
+        # The first answer to a new client may come before the server knows its reader, and be lost.
+        return self.state() != before if answer is None else answer.success
 
     def state(self) -> int:
-        return self._call(self._get, GetState.Request()).current_state.id
+        for _ in range(20):
+            answer = self._ask(self._get, GetState.Request(), TIMEOUT_S / 10)
+            if answer is not None:
+                return answer.current_state.id
+        raise AssertionError(f'no answer from {self._get.srv_name}')
 
-    def _call(self, client: Any, request: Any) -> Any:
+    def _ask(self, client: Any, request: Any, timeout_s: float) -> Any:
         assert client.wait_for_service(2 * TIMEOUT_S)
         future = client.call_async(request)
-        self._executor.spin_until_future_complete(future, 2 * TIMEOUT_S)
-        assert future.done(), f'no answer from {client.srv_name}'
-        return future.result()
+        self._executor.spin_until_future_complete(future, timeout_s)
+        return future.result() if future.done() else None
 
 
 @pytest.fixture

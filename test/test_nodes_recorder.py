@@ -179,7 +179,7 @@ def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
     readers = {topic: gids(robot, topic) for topic in (IMAGE, POINTS)}  # the dead one is still on the list
     again = start_node('recorder_node', '-p', f'bag_path:={path}')
     again.await_line(f'recording to {path}_2')
-    restarted_s = time.monotonic() - killed_s
+    restarted_s = time.monotonic() - killed_s - again.starved_s()
     robot.received['health'].clear()
     for topic in TOPICS:
         again.await_line(f'records {topic},')
@@ -191,7 +191,7 @@ def test_after_a_kill_the_bag_is_readable_and_the_next_recorder_goes_on_beside(
     again.stop()
     counts = Counter({topic: len(messages) for topic, messages in recorded(Path(f'{path}_2')).items()})
     assert counts[IMAGE] == counts[DEFECTS] == 2
-    assert restarted_s < 15.0  # 5 s on a quiet machine
+    assert restarted_s < 5.0
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

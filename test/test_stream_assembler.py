@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
+import zlib
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -245,6 +248,21 @@ def test_sizes_that_differ_cost_the_frame_and_name_both_topics():
     expected = '/rgb is 4x3 but /rgb/info says 1280x720; both must come from the same driver at the same resolution'
     assert str(assembler.errors[0]) == assembler.problem() == expected
     assert assembler.counts['frame lost by a bad message'] == 1
+
+
+def test_a_damaged_header_that_announces_a_huge_picture_is_refused_before_it_is_decoded():
+    data = bytearray(cv2.imencode('.png', np.zeros((3, 4, 3), np.uint8))[1].tobytes())
+    data[16:24] = (11000).to_bytes(4, 'big') * 2  # below OpenCV's own limit: seconds and 360 MB
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, 'big')
+    huge = SimpleNamespace(header=make_header(START_MS + 100, 'camera'), format='png', data=bytes(data))
+    assembler = Assembler(SyncConfig())
+    for event in [*STATIC, ('info', 0)]:
+        add(assembler, *event)
+    assembler.add_image(huge)
+    started_s = time.thread_time()
+    assert assembler.flush() == []
+    assert time.thread_time() - started_s < 0.05
+    assert 'image is 11000x11000 but camera_info says 4x3' in str(assembler.errors[0])
 
 
 def test_a_changed_camera_info_holds_from_its_stamp_on():

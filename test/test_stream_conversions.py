@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cmml_ros.errors import CmmlError, MessageError
 from cmml_ros.stream.conversions import (
+    announced_size,
     camera_from_info,
     check_cloud,
     cloud_from_message,
@@ -258,6 +259,17 @@ def test_jpeg_of_either_colour_order():
         )
     swapped = image_to_bgr(make_compressed(data, 'rgb8; jpeg compressed rgb8'), 'image')
     np.testing.assert_allclose(swapped[8, 8], [200, 90, 30], atol=2)
+
+
+@pytest.mark.parametrize(
+    ('extension', 'options'),
+    [('.png', []), ('.jpg', []), ('.jpg', [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), ('.webp', [])],
+)
+def test_the_size_of_a_picture_is_known_before_it_is_decoded(extension, options):
+    data = cv2.imencode(extension, np.zeros((300, 500, 3), np.uint8), options)[1].tobytes()
+    assert announced_size(make_compressed(data, 'x')) == (None if extension == '.webp' else (500, 300))
+    for length in range(40):
+        assert announced_size(make_compressed(data[:length], 'x')) in (None, (500, 300))
 
 
 def test_compressed_bayer_mono16_depth_and_alpha():

@@ -5,10 +5,9 @@ Callbacks only put messages into the Assembler; one worker thread takes the newe
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from rcl_interfaces.msg import ParameterDescriptor
@@ -173,10 +172,10 @@ class InspectionNode(ManagedNode):
             self.get_logger().warning(f'results go on without all they need: {self._problem}')
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Run the node until it is stopped."""
-    return run_node(InspectionNode)
+    run_node(InspectionNode)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

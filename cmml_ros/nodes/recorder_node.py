@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
@@ -169,10 +169,10 @@ def _find_free_path(path: Path) -> Path:
     return free
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Record until stopped."""
-    return run_node(RecorderNode)
+    run_node(RecorderNode)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

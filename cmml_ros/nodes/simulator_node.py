@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -184,10 +183,10 @@ class SimulatorNode(Node):
                 yield Timed(stamp_ns, _NAMES[topic], message)
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Publish until stopped."""
-    return run_node(SimulatorNode)
+    run_node(SimulatorNode)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -15,6 +15,7 @@ from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.stream.conversions import (
+    announced_size,
     camera_from_info,
     check_cloud,
     check_image,
@@ -299,13 +300,9 @@ class Assembler:
 
     def _convert(self, ready: _Ready) -> Frame:
         pair, camera = ready.pair, ready.camera
+        self._check_size(announced_size(pair.image), camera)
         image = image_to_bgr(pair.image, self._image_topic)
-        height, width = image.shape[:2]
-        if (camera.width, camera.height) != (width, height):
-            raise MessageError(
-                f'{self._image_topic} is {width}x{height} but {self._camera_info_topic} says '
-                f'{camera.width}x{camera.height}; both must come from the same driver at the same resolution'
-            )
+        self._check_size((image.shape[1], image.shape[0]), camera)
         return Frame(
             image=image,
             camera=camera,
@@ -317,6 +314,13 @@ class Assembler:
             T_map_camera=ready.T_map_camera,
             transform_reason=ready.transform_reason,
         )
+
+    def _check_size(self, size: tuple[int, int] | None, camera: Camera) -> None:
+        if size is not None and size != (camera.width, camera.height):
+            raise MessageError(
+                f'{self._image_topic} is {size[0]}x{size[1]} but {self._camera_info_topic} says '
+                f'{camera.width}x{camera.height}; both must come from the same driver at the same resolution'
+            )
 
     def _explain_unpaired(self, reason: str) -> str:
         names = {'image': self._image_topic, 'cloud': self._points_topic}

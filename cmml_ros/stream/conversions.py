@@ -30,6 +30,10 @@ _MODEL_NAMES = {
     'fisheye': 'equidistant',
 }
 
+# The frame header of a JPEG comes after its tables, and a thumbnail in between; of the markers C0 to CF these are none.
+_HEADER_BYTES = 2**17
+_NO_FRAME_HEADER = (0xC4, 0xC8, 0xCC)
+
 
 class _Layout(NamedTuple):
     """How one encoding lies in memory and which OpenCV conversion makes BGR of it."""
@@ -105,6 +109,26 @@ def image_to_bgr(msg: Any, topic: str) -> NDArray[np.uint8]:
         return _convert(_image_pixels(msg, layout, topic), layout)
     except cv2.error as error:
         raise MessageError(f'{topic}: OpenCV cannot convert the image: {error.err}') from None
+
+
+def announced_size(msg: Any) -> tuple[int, int] | None:
+    """Width and height of an Image or CompressedImage as its header says, None where it is neither PNG nor JPEG.
+
+    A damaged header may announce a picture that takes seconds and gigabytes to decode.
+    """
+    if hasattr(msg, 'encoding'):
+        return int(msg.width), int(msg.height)
+    data = bytes(memoryview(msg.data)[:_HEADER_BYTES])
+    if data[:4] == b'\x89PNG' and len(data) >= 24:
+        return int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
+    if data[:2] != b'\xff\xd8':
+        return None
+    at = 2  # segments: marker, length without the marker, content
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in _NO_FRAME_HEADER:
+            return int.from_bytes(data[at + 7 : at + 9], 'big'), int.from_bytes(data[at + 5 : at + 7], 'big')
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return None
 
 
 def check_image(msg: Any, topic: str) -> None:

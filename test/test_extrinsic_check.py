@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from cmml_ros.errors import PoseError
+from cmml_ros.extrinsic_check import ExtrinsicCheck
+from cmml_ros.frame import Frame
+from cmml_ros.geometry.camera import Camera
+from cmml_ros.geometry.cloud import Cloud
+from cmml_ros.geometry.transforms import SE3
+
+SECOND = 10**9
+T_GIVEN = SE3(np.eye(3), np.zeros(3))
+
+
+class Registrar:
+    """Says the number of the check; waits while `may_end` is not set."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.may_end.set()
+        self.begun: list[str] = []
+
+    def refine(self, *_: object) -> None:
+        self.begun.append(threading.current_thread().name)
+        self.may_end.wait(10.0)
+        raise PoseError(f'check {len(self.begun)}')
+
+
+def make_frame(seconds: float) -> Frame:
+    image = np.zeros((4, 4, 3), np.uint8)
+    camera = Camera(4, 4, 1.0, 1.0, 2.0, 2.0)
+    cloud = Cloud(np.ones((1, 3)))
+    return Frame(image, camera, round(seconds * SECOND), 'camera', cloud, round(seconds * SECOND), T_GIVEN)
+
+
+def run(check: ExtrinsicCheck, *seconds: float) -> dict[float, list[tuple[float, str]]]:
+    """By time of the frame: the time of the frame that was checked, and what came of it."""
+    return {
+        at_s: [(frame.stamp_ns / SECOND, str(found)) for frame, found in check.results(make_frame(at_s), T_GIVEN)]
+        for at_s in seconds
+    }
+
+
+def test_a_result_belongs_to_the_frame_half_a_period_later_however_long_it_took() -> None:
+    registrar = Registrar()
+    check = ExtrinsicCheck(registrar, period_s=20.0)
+    assert run(check, 100.0) == {100.0: [(100.0, 'check 1')]}  # nothing is known before: this one is waited for
+    assert run(check, 105.0, 119.9) == {105.0: [], 119.9: []}
+    registrar.may_end.clear()
+    assert run(check, 120.0, 121.0, 129.9) == {120.0: [], 121.0: [], 129.9: []}  # frames go on beside it
+    threading.Timer(0.2, registrar.may_end.set).start()
+    assert run(check, 130.5) == {130.5: [(120.0, 'check 2')]}
+    # One that was done at once does not come sooner.
+    assert run(check, 140.0, 141.0, 149.0, 150.0) == {140.0: [], 141.0: [], 149.0: [], 150.0: [(140.0, 'check 3')]}
+    assert set(registrar.begun) == {'extrinsic check'}
+
+
+def test_after_a_jump_back_of_time_a_new_check_begins() -> None:
+    check = ExtrinsicCheck(Registrar(), period_s=20.0)
+    assert run(check, 100.0, 120.0) == {100.0: [(100.0, 'check 1')], 120.0: []}
+    assert run(check, 5.0, 10.0, 15.0) == {5.0: [(120.0, 'check 2')], 10.0: [], 15.0: [(5.0, 'check 3')]}
+
+
+def test_zero_is_never() -> None:
+    registrar = Registrar()
+    assert run(ExtrinsicCheck(registrar, period_s=0.0), 1.0, 1000.0) == {1.0: [], 1000.0: []}
+    assert registrar.begun == []
+
+
+def test_what_it_does_not_expect_is_raised_where_the_frame_is() -> None:
+    registrar = Registrar()
+    registrar.refine = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run(ExtrinsicCheck(registrar, period_s=20.0), 1.0)
