@@ -347,6 +347,33 @@ def test_drops_what_is_no_return():
     np.testing.assert_array_equal(cloud.intensity, [1.0, nan, nan])
 
 
+@pytest.mark.parametrize(
+    ('change', 'viewed'),
+    [
+        ({}, True),
+        ({'height': 4}, True),
+        ({'offsets': {'x': 4, 'y': 8, 'z': 12, 'intensity': 0}}, True),
+        ({'height': 4, 'row_padding': 4}, False),
+        ({'offsets': {'x': 0, 'y': 8, 'z': 4, 'intensity': 12}}, False),
+        ({'offsets': {'x': 1, 'y': 5, 'z': 9, 'intensity': 13}}, False),
+        ({'point_step': 48}, False),
+        ({'bigendian': True}, False),
+        ({'bad': np.nan}, False),
+        ({'bad': 0.0}, False),
+    ],
+)
+def test_a_plain_cloud_is_not_copied_and_others_read_the_same(change, viewed):
+    points = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
+    points[2, :3] = change.pop('bad', points[2, :3])
+    msg = make_cloud({name: (7, points[:, axis]) for axis, name in enumerate(('x', 'y', 'z', 'intensity'))}, **change)
+    cloud = cloud_from_message(msg, 'points')
+    for array_ in (cloud.points, cloud.intensity):
+        assert np.shares_memory(array_, np.frombuffer(msg.data, np.uint8)) == viewed
+    good = np.isfinite(points).all(axis=1) & points[:, :3].any(axis=1)
+    np.testing.assert_array_equal(cloud.points, points[good, :3])
+    np.testing.assert_array_equal(cloud.intensity, points[good, 3])
+
+
 def test_empty_cloud_and_cloud_without_intensity():
     empty = cloud_from_message(make_cloud({name: (7, []) for name in 'xyz'}), 'points')
     assert empty.points.shape == (0, 3)

@@ -24,10 +24,11 @@ _POINTS_PER_CELL = 2.0
 class Cloud:
     """Finite points of one scan, in the sensor's frame.
 
-    points: (N, 3) float64, metres. intensity: (N,) float32 in the sensor's own unit, or None.
+    points: (N, 3) float32 or float64, metres; may be a view of the message. intensity: (N,) float32 in the sensor's own
+    unit, or None.
     """
 
-    points: NDArray[np.float64]
+    points: NDArray[np.float32] | NDArray[np.float64]
     intensity: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:

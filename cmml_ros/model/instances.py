@@ -21,15 +21,15 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims: the
     cores (inside, not on the rim) grow over the mask, each to what is nearest to it.
     """
-    blobs, _ = ndimage.label(mask >= config.mask_threshold, structure=np.ones((3, 3)))
+    # Pixels that touch at a corner belong together.
+    above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
+    _, blobs, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     masks: list[InstanceMask] = []
     # Noise makes thousands of specks: they are passed over before anything is computed for them.
     least_area_px = np.pi / 4.0 * config.min_diameter_px**2
-    areas_px = np.bincount(blobs.ravel())
-    for index, box in enumerate(ndimage.find_objects(blobs), start=1):
-        if areas_px[index] < least_area_px:
-            continue
-        window = _grow(box[0], mask.shape[0]), _grow(box[1], mask.shape[1])
+    for index in np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= least_area_px) + 1:
+        left, top, width, height = boxes[index, : cv2.CC_STAT_AREA].tolist()
+        window = _grow(top, height, mask.shape[0]), _grow(left, width, mask.shape[1])
         owners = _part_touching(blobs[window] == index, rim[window])
         count = int(owners.max())
         owners[(blobs[window] != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
@@ -44,15 +44,15 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     return sorted(masks, key=lambda item: (item.top, item.left))
 
 
-def _grow(extent: slice, length: int) -> slice:
-    return slice(max(extent.start - _MARGIN_PX, 0), min(extent.stop + _MARGIN_PX, length))
+def _grow(start: int, extent: int, length: int) -> slice:
+    return slice(max(start - _MARGIN_PX, 0), min(start + extent + _MARGIN_PX, length))
 
 
 def _part_touching(own: NDArray[np.bool_], rim: NDArray[np.float32]) -> NDArray[np.int32]:
     """Labels 1..n of the airholes in one blob, 0 outside it."""
-    cores, count = ndimage.label(own & (rim < 0.5))
-    if count > 1:
-        sizes = ndimage.sum_labels(own, cores, np.arange(1, count + 1))
+    count, cores, boxes, _ = cv2.connectedComponentsWithStats((own & (rim < 0.5)).view(np.uint8), connectivity=4)
+    if count > 2:
+        sizes = boxes[1:, cv2.CC_STAT_AREA]
         # A speck is no airhole: a real core is a good part of the largest.
         keep = np.flatnonzero(sizes >= max(4.0, 0.1 * sizes.max())) + 1
         markers = np.zeros(own.shape, np.int32)
@@ -69,7 +69,9 @@ def _soften_rim(core: NDArray[np.bool_], allowed: NDArray[np.bool_], mask: NDArr
 
     A faint doubt inside a large airhole or all around a small one would else add up to percents of its area.
     """
-    inside = ndimage.binary_fill_holes(core) & allowed
+    # A hole is what no path outside the core reaches from the border.
+    _, outside = cv2.connectedComponents(np.pad(~core, 1, constant_values=True).view(np.uint8), connectivity=4)
+    inside = (outside[1:-1, 1:-1] != outside[0, 0]) & allowed
     padded = np.pad(inside.astype(np.uint8), 1)  # the image's border is no rim
     depth_px = cv2.distanceTransform(np.pad(inside.astype(np.uint8), 1, mode='edge'), cv2.DIST_L2, cv2.DIST_MASK_5)
     height_px = cv2.distanceTransform(1 - padded, cv2.DIST_L2, cv2.DIST_MASK_5)

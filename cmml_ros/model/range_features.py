@@ -74,10 +74,10 @@ def residuals_behind_surface(
     """
     u = 2.0 * pixels[:, 0] / width - 1.0
     v = 2.0 * pixels[:, 1] / height - 1.0
-    design = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)  # (N, 6)
     inverse = 1.0 / depths_m
     step = max(1, len(u) // _MAX_FIT_POINTS)
-    fit_design, fit_inverse = design[::step], inverse[::step]
+    fit_u, fit_v, fit_inverse = u[::step], v[::step], inverse[::step]
+    fit_design = np.stack([np.ones_like(fit_u), fit_u, fit_v, fit_u * fit_u, fit_u * fit_v, fit_v * fit_v], axis=1)
     weights: NDArray[np.float64] = np.ones(len(fit_inverse))
     coefficients: NDArray[np.float64] = np.zeros(6)
     for _ in range(6):
@@ -89,19 +89,23 @@ def residuals_behind_surface(
         error = fit_inverse - fit_design @ coefficients
         scale = 4.685 * 1.4826 * float(np.median(np.abs(error))) + 1e-12
         weights = np.square(np.clip(1.0 - np.square(error / scale), 0.0, None))  # Tukey's biweight
-    surface = np.maximum(design @ coefficients, 0.2 * float(np.median(inverse)))
+    one, in_u, in_v, in_uu, in_uv, in_vv = coefficients
+    surface = one + u * (in_u + in_uu * u + in_uv * v) + v * (in_v + in_vv * v)
+    surface = np.maximum(surface, 0.2 * float(np.median(inverse)))
     residuals = depths_m - 1.0 / surface
 
     rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
     row = np.clip((pixels[:, 1] / _CELL_PX).astype(np.intp), 0, rows - 1)
     column = np.clip((pixels[:, 0] / _CELL_PX).astype(np.intp), 0, columns - 1)
     cell = row * columns + column
-    order = np.lexsort((residuals, cell))
+    # By cell, and within it by residual. Numbers of 16 bits are sorted in one pass, without comparing.
+    order = np.argsort(residuals)
+    order = order[np.argsort(cell[order].astype(np.uint16 if rows * columns <= 2**16 else np.intp), kind='stable')]
     counts = np.bincount(cell, minlength=rows * columns)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     medians = np.full(rows * columns, np.nan)
     filled = counts > 0
-    medians[filled] = residuals[order][starts[filled] + counts[filled] // 2]
+    medians[filled] = residuals[order[starts[filled] + counts[filled] // 2]]
     grid = medians.reshape(rows, columns)
     nearest = ndimage.distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
     smooth = ndimage.median_filter(grid[tuple(nearest)], size=_MEDIAN_CELLS, mode='nearest')
@@ -138,5 +142,7 @@ def _double(coarse: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.f
 
 def _sum_2x2(grid: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, columns = grid.shape
-    padded = np.pad(grid, ((0, rows % 2), (0, columns % 2)))
-    return np.asarray(padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).sum(axis=(1, 3)))
+    if rows % 2 or columns % 2:
+        grid = np.pad(grid, ((0, rows % 2), (0, columns % 2)))
+    pairs = grid[::2] + grid[1::2]
+    return np.asarray(pairs[:, ::2] + pairs[:, 1::2])

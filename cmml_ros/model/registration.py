@@ -155,7 +155,7 @@ class _View:
         bottom, right = -size[1] % INPUT_MULTIPLE, -size[0] % INPUT_MULTIPLE
         padded = np.pad(small, ((0, bottom), (0, right), (0, 0)), mode='edge')
         self._height, self._width = padded.shape[:2]
-        self.points, range_noise_m = _smooth_range(cloud.points)
+        self.points, range_noise_m = _smooth_range(np.asarray(cloud.points, np.float64))
         # Noise that had to be averaged away comes with a bias that cannot be: it moves the points across the picture.
         self._systematic_px = config.systematic_px * (1.0 + range_noise_m / _DOUBLING_NOISE_M)
         self._intensity = cloud.intensity
