@@ -209,7 +209,7 @@ def cloud_from_message(msg: Any, topic: str) -> Cloud:
 
 
 def _view_rows(msg: Any, fields: dict[str, NDArray[Any]]) -> Cloud | None:
-    """The cloud as it lies in the message, where each point is a row of good float32 with x, y, z in turn; else None."""
+    """The cloud as it lies in the message, or None unless each point is a row of good float32 with x, y, z in turn."""
     count, step = msg.height * msg.width, int(msg.point_step)
     dense = msg.height == 1 or msg.row_step == msg.width * step
     if not count or not dense or step % 4 or step > _MAX_VIEWED_STEP:
