@@ -235,8 +235,8 @@ def measure_view(
 class Figures:
     """How good a map is, for airholes of MIN_DIAMETER_PX and more that were seen whole.
 
-    volume_gain: RMS error of single views over that of fused values. coverage: share of the 95 % intervals of fused
-    areas, depths and volumes that hold the truth.
+    volume_gain, median_gain: RMS and median error of single views over that of fused values. coverage: share of the
+    95 % intervals of fused areas, depths and volumes that hold the truth.
     """
 
     airholes: int
@@ -244,6 +244,7 @@ class Figures:
     duplicates: int
     merged: int
     volume_gain: float
+    median_gain: float
     coverage: dict[str, float]
     lowest_confidence: float
     false_confidence: float
@@ -283,6 +284,7 @@ def judge(wall: Wall, result: Survey) -> Figures:
         found=len(found),
         duplicates=sum(len(owners[index]) - 1 for index in found),
         merged=merged,
+        median_gain=float(np.median(np.abs(result.single_errors)) / np.median(np.abs(errors))),
         volume_gain=float(np.sqrt(np.mean(np.square(result.single_errors)) / np.mean(np.square(errors)))),
         coverage={name: float(np.mean(values)) for name, values in hits.items()},
         lowest_confidence=float(np.quantile(confidences, 0.01)),

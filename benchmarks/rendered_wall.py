@@ -15,9 +15,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import zstandard
 from map_wall import CAMERA, DISTANCE_M, MIN_DIAMETER_PX, PX_PER_M, Array, Survey, judge, pass_by
+from numpy.typing import NDArray
 from score_wall import match_airholes
 from tqdm import tqdm
 
@@ -39,6 +41,7 @@ SIZE_M = (2.0, 1.0)
 AIRHOLES_PER_M2 = 150.0
 STEP_M, STEP_DEG = 0.002, 0.1
 PERIOD_NS = 1_000_000_000
+NEIGHBOUR_M = 0.05  # further apart no two airholes touch
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ def place_scene(scene: Scene) -> SE3:
     return SE3(np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), corner).inverse()
 
 
-def inspect_wall(seed: int, config: InspectorConfig) -> list[FrameRecord]:
+def inspect_wall(seed: int, noise_m: float | None, config: InspectorConfig) -> list[FrameRecord]:
     """What the pipeline tells about each frame of one pass; T_map_camera as odometry tells it."""
     scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
     light = draw_light(np.random.default_rng(seed), DISTANCE_M)
-    sensor, extrinsic = make_sensor('depth_camera', None), Scenario().extrinsic
+    sensor, extrinsic = make_sensor('depth_camera', noise_m), Scenario().extrinsic
     inspector = Inspector(config)
     records = []
     poses = list(pass_by(*SIZE_M, np.random.default_rng(seed), STEP_M, STEP_DEG))
@@ -109,38 +112,44 @@ def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig)
     for record, (T_true, T_told) in zip(records, poses, strict=True):
         result.drift_m = max(result.drift_m, float(np.linalg.norm(T_told.translation - T_true.translation)))
         ids = result.defect_map.add(record.defects, T_told, record.stamp_ns, 'camera', CAMERA)
-        for airhole, defect_id, defect in zip(
-            name_views(record.defects, T_true, truth), ids, record.defects, strict=True
-        ):
+        names = name_views(record.defects, T_true, truth)
+        for (airhole, *others), defect_id, defect in zip(names, ids, record.defects, strict=True):
             result.seen.setdefault(defect_id, Counter())[airhole] += 1
             view = defect.measurement
-            if (
-                airhole >= 0
-                and view.volume_status is Status.MEASURED
-                and truth.diameters_m[airhole] * PX_PER_M >= MIN_DIAMETER_PX
-            ):
+            large = airhole >= 0 and truth.diameters_m[airhole] * PX_PER_M >= MIN_DIAMETER_PX
+            if large and not others and view.volume_status is Status.MEASURED:
                 result.single_errors.append(view.volume_m3 / truth.volumes_m3[airhole] - 1.0)
     return result
 
 
-def name_views(defects: tuple[Defect, ...], T_true: SE3, truth: Truth) -> list[int]:
-    """Row in `truth` of the airhole that each defect shows, -1 for none."""
+def name_views(defects: tuple[Defect, ...], T_true: SE3, truth: Truth) -> list[list[int]]:
+    """Rows in `truth` of the airholes that each defect shows: one, several that are drawn as one, or [-1] for none.
+
+    Several are in the order of their numbers, so that the first one names them all in the same way in every frame.
+    """
     positions = np.array([defect.measurement.position for defect in defects]).reshape(-1, 3)
-    names = np.full(len(defects), -1)
     placed = np.flatnonzero(np.isfinite(positions).all(axis=1))
     normals = np.tile([0.0, 0.0, 1.0], (len(truth.centres), 1))
+    names = [[-1] for _ in defects]
     for airhole, row in match_airholes(truth.centres, normals, truth.diameters_m, T_true.apply(positions[placed])):
-        names[placed[row]] = airhole
-    return [int(name) for name in names]
+        index = int(placed[row])
+        rim = T_true.apply(defects[index].measurement.outline)[:, :2].astype(np.float32)
+        near = np.flatnonzero(np.linalg.norm(truth.centres - truth.centres[airhole], axis=1) < NEIGHBOUR_M)
+        names[index] = sorted({airhole, *(k for k in near.tolist() if _holds(rim, truth.centres[k]))})
+    return names
 
 
-def load_or_inspect(folder: Path, seed: int, config: InspectorConfig) -> list[FrameRecord]:
+def _holds(rim: NDArray[np.float32], point: Array) -> bool:
+    return len(rim) >= 3 and cv2.pointPolygonTest(rim, point[:2].tolist(), False) >= 0
+
+
+def load_or_inspect(folder: Path, seed: int, noise_m: float | None, config: InspectorConfig) -> list[FrameRecord]:
     """The records of one wall, from `folder` when they are there."""
-    path = folder / f'wall_{seed}.json.zst'
+    path = folder / (f'wall_{seed}.json.zst' if noise_m is None else f'wall_{seed}_{1e6 * noise_m:.0f}_um.json.zst')
     if path.exists():
         document = json.loads(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
         return [FrameRecord.from_document(one) for one in document]
-    records = inspect_wall(seed, config)
+    records = inspect_wall(seed, noise_m, config)
     folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps([record.to_document() for record in records]).encode()
     path.write_bytes(zstandard.ZstdCompressor(level=3).compress(data))
@@ -152,13 +161,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--first-seed', type=int, default=1)
+    parser.add_argument('--noise', type=float, metavar='M', help='white noise of the range (default: of the sensor)')
     parser.add_argument('--out', type=Path, default=Path('out/rendered_wall'))
     options = parser.parse_args()
-    print('| wall | drift | airholes | found | duplicates | merged | volume gain | area, depth, volume in 95 % |')
-    print('|---|---|---|---|---|---|---|---|')
+    print('| wall | drift | airholes | found | duplicates | merged | volume gain, RMS | median | area, depth, volume |')
+    print('|---|---|---|---|---|---|---|---|---|')
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         config = InspectorConfig()
-        records = load_or_inspect(options.out, seed, config)
+        records = load_or_inspect(options.out, seed, options.noise, config)
         scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
         truth = Truth.of(scene)
         result = fuse(seed, records, truth, config.map)
@@ -167,7 +177,7 @@ def main() -> int:
         print(
             f'| {seed} | {1e3 * result.drift_m:.0f} mm | {figures.airholes} | {figures.found / figures.airholes:.1%} '
             f'| {figures.duplicates / figures.airholes:.1%} | {figures.merged / figures.airholes:.1%} '
-            f'| {figures.volume_gain:.2f} | {coverage} |'
+            f'| {figures.volume_gain:.2f} | {figures.median_gain:.2f} | {coverage} |'
         )
     return 0
 

@@ -140,6 +140,33 @@ def test_a_view_cut_by_the_border_is_recognised_but_does_not_spoil_the_size():
         assert defect_map.entries[0].observations == 2
 
 
+def test_touching_airholes_drawn_as_one_in_some_views_are_listed_once():
+    pair = [make_measurement(0.100), make_measurement(0.1102)]
+    area_m2 = pi * 0.010**2 / 2
+    outline = np.concatenate([one.outline for one in pair])
+    joined = make_measurement(0.1051, diameter_m=2 * sqrt(area_m2 / pi), major_axis_m=0.0202, outline=outline)
+    defect_map = DefectMap(MapConfig(gate_m=0.0005))
+    for _ in range(5):
+        assert observe(defect_map, joined) == [1]
+    assert observe(defect_map, *pair) == [2, 3]
+    # One view of six is too little to say that the other five were wrong.
+    assert [entry.defect_id for entry in defect_map.entries] == [1]
+    assert observe(defect_map, *pair) == [2, 3]
+    assert [entry.defect_id for entry in defect_map.entries] == [2, 3]
+    assert defect_map.placed_ids == {2, 3}
+    assert sum(entry.measurement.area_m2 for entry in defect_map.entries) == pytest.approx(area_m2)
+    for _ in range(5):
+        assert observe(defect_map, joined) == [1]
+    assert [entry.defect_id for entry in defect_map.entries] == [1]
+
+
+def test_a_small_airhole_beside_a_large_one_stays():
+    defect_map = DefectMap(MapConfig(gate_m=0.0005))
+    for _ in range(3):
+        observe(defect_map, make_measurement(0.1, diameter_m=0.020), make_measurement(0.1085, diameter_m=0.003))
+    assert [entry.defect_id for entry in defect_map.entries] == [1, 2]
+
+
 def test_without_a_place_every_view_is_an_entry_of_its_own_in_the_camera_frame():
     nowhere = Measurement.unknown(Status.NO_POINTS, 'no range return around the rim')
     defect_map = DefectMap(MapConfig())

@@ -30,6 +30,10 @@ _LARGEST_SIZE_RATIO = 2.0  # between the diameters of two whole views of one air
 _PARTIAL_COST = 0.25  # of a part that lies at the rim of the whole, over that of the gate
 # An airhole should be seen again when it lies so far inside the picture, as steep and at least as large as before.
 _BORDER_PX = 8.0
+# Airholes that touch are drawn as one in some views and as several in others. Several they are when at least this share
+# of the views tells them apart; together they have about the area of the one.
+_APART_SHARE = 0.25
+_JOINED_AREA_RATIOS = (0.6, 1.2)
 _SAME_SIZE = 0.95
 _NOTHING = Measurement.unknown(Status.NO_POINTS, '')
 
@@ -100,12 +104,12 @@ class DefectMap:
     @property
     def entries(self) -> list[MapEntry]:
         """Every airhole, by id."""
-        return [self._entry(row) for row in np.flatnonzero(self._tracks['alive']).tolist()]
+        return [self._entry(row) for row in np.flatnonzero(self._listed).tolist()]
 
     @property
     def placed_ids(self) -> set[int]:
         """Ids of the airholes in the map frame."""
-        return set((np.flatnonzero(self._tracks['alive'] & self._tracks['placed']) + 1).tolist())
+        return set((np.flatnonzero(self._listed & self._tracks['placed']) + 1).tolist())
 
     def snapshot(self) -> MapSnapshot:
         """The map as it is now, for a report; cheap for what has not changed since the previous call."""
@@ -145,6 +149,7 @@ class DefectMap:
         self._fold(views, rows, defects, T_corrected, stamp_ns, make_closeup)
         if T_corrected is not None:
             self._absorb_parts(rows[placed])
+            self._read_joined(rows[placed])
             if camera is not None:
                 self._views.append(MapView(stamp_ns, T_corrected, camera))
                 self._expect(camera, T_corrected, rows[placed])
@@ -163,6 +168,7 @@ class DefectMap:
         self._entries: list[MapEntry | None] = []
         self._tracks = Columns(
             alive=True,
+            misread=False,
             placed=False,
             whole=False,
             class_id=0,
@@ -180,6 +186,11 @@ class DefectMap:
             last_stamp_ns=0,
         )
         self._place, self._area, self._depth, self._volume = Fusion(6), Fusion(3), Fusion(1), Fusion(2)
+
+    @property
+    def _listed(self) -> NDArray[np.bool_]:
+        """Which rows are airholes as far as is known: neither absorbed nor another reading of others."""
+        return np.asarray(self._tracks['alive'] & ~self._tracks['misread'])
 
     def _begin(self, count: int) -> Integers:
         """Rows of `count` airholes that are new."""
@@ -340,10 +351,39 @@ class DefectMap:
         covered = (np.linalg.norm(offsets, axis=2) < tracks['radius'][whole]).any(axis=1)
         tracks['alive'][parts[covered]] = False
 
+    def _read_joined(self, rows: Integers) -> None:
+        """Decide whether what some views show as one airhole and others as several is one or several.
+
+        Both readings go on to be followed, so that more views may change the decision.
+        """
+        tracks = self._tracks
+        usable = np.flatnonzero(tracks['alive'] & tracks['placed'] & tracks['whole'])
+        touched = rows[tracks['whole'][rows]]
+        if not len(touched):
+            return
+        reach = float(tracks['radius'][usable].max())
+        places = tracks['position'][touched]
+        inside = (tracks['position'][usable] >= places.min(axis=0) - 2.0 * reach) & (
+            tracks['position'][usable] <= places.max(axis=0) + 2.0 * reach
+        )
+        near = usable[inside.all(axis=1)]
+        pairs = cKDTree(tracks['position'][near]).query_pairs(reach, output_type='ndarray')
+        larger, smaller = near[np.concatenate([pairs, pairs[:, ::-1]])].T
+        distances = np.linalg.norm(tracks['position'][larger] - tracks['position'][smaller], axis=1)
+        within = (distances < tracks['radius'][larger]) & (tracks['diameter'][smaller] < tracks['diameter'][larger])
+        larger, smaller = larger[within], smaller[within]
+        for one in np.unique(larger[np.isin(larger, touched) | np.isin(smaller, touched)]).tolist():
+            several = smaller[larger == one]
+            ratio = float(np.sum(tracks['diameter'][several] ** 2) / tracks['diameter'][one] ** 2)
+            if len(several) < 2 or not _JOINED_AREA_RATIOS[0] <= ratio <= _JOINED_AREA_RATIOS[1]:
+                continue
+            apart = tracks['observations'][several].min() >= _APART_SHARE * tracks['observations'][one]
+            tracks['misread'][one], tracks['misread'][several] = apart, not apart
+
     def _expect(self, camera: Camera, T_map_camera: SE3, seen_rows: Integers) -> None:
         """Count a miss for each airhole that this frame should show and does not."""
         tracks = self._tracks
-        rows = np.flatnonzero(tracks['alive'] & tracks['placed'] & tracks['whole'])
+        rows = np.flatnonzero(self._listed & tracks['placed'] & tracks['whole'])
         T_camera_map = T_map_camera.inverse()
         positions = T_camera_map.apply(tracks['position'][rows])
         pixels, shown = camera.project(positions)
