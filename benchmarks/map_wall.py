@@ -250,8 +250,8 @@ class Figures:
     false_confidence: float
 
 
-def judge(wall: Wall, result: Survey) -> Figures:
-    """Figures of a survey."""
+def judge(wall: Wall, result: Survey, largest_area_ratio: float = math.inf) -> Figures:
+    """Figures of a survey; values of airholes drawn larger than by `largest_area_ratio` are those of something else."""
     entries: dict[int, MapEntry] = {entry.defect_id: entry for entry in result.defect_map.entries}
     owners: dict[int, list[int]] = {}
     merged = 0
@@ -275,6 +275,8 @@ def judge(wall: Wall, result: Survey) -> Figures:
         if fused.volume_status is not Status.MEASURED:
             continue
         volume, area = wall.volumes_m3[index], wall.areas_m2[index]
+        if fused.area_m2 > largest_area_ratio * area:
+            continue
         errors.append(fused.volume_m3 / volume - 1.0)
         hits['area'].append(abs(fused.area_m2 - area) <= 1.96 * fused.area_std_m2)
         hits['depth'].append(abs(fused.depth_max_m - wall.depths_m[index]) <= 1.96 * fused.depth_max_std_m)

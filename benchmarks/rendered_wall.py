@@ -41,6 +41,7 @@ SIZE_M = (2.0, 1.0)
 AIRHOLES_PER_M2 = 150.0
 STEP_M, STEP_DEG = 0.002, 0.1
 PERIOD_NS = 1_000_000_000
+LARGEST_AREA_RATIO = 1.4  # drawn larger it is drawn as one with a neighbour or a tie hole
 NEIGHBOUR_M = 0.05  # further apart no two airholes touch
 
 
@@ -117,7 +118,12 @@ def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig)
             result.seen.setdefault(defect_id, Counter())[airhole] += 1
             view = defect.measurement
             large = airhole >= 0 and truth.diameters_m[airhole] * PX_PER_M >= MIN_DIAMETER_PX
-            if large and not others and view.volume_status is Status.MEASURED:
+            if (
+                large
+                and not others
+                and view.volume_status is Status.MEASURED
+                and view.area_m2 <= LARGEST_AREA_RATIO * truth.areas_m2[airhole]
+            ):
                 result.single_errors.append(view.volume_m3 / truth.volumes_m3[airhole] - 1.0)
     return result
 
@@ -172,7 +178,7 @@ def main() -> int:
         scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
         truth = Truth.of(scene)
         result = fuse(seed, records, truth, config.map)
-        figures = judge(truth, result)
+        figures = judge(truth, result, LARGEST_AREA_RATIO)
         coverage = ', '.join(f'{figures.coverage[name]:.1%}' for name in ('area', 'depth', 'volume'))
         print(
             f'| {seed} | {1e3 * result.drift_m:.0f} mm | {figures.airholes} | {figures.found / figures.airholes:.1%} '
