@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +21,9 @@ def pytest_configure() -> None:
     """Keep ROS to this run: a domain of its own, not heard outside this machine."""
     os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    # The cache of these sources, shared by the processes of this run alone.
+    os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='cmml_ros_test_cache_')
+    atexit.register(shutil.rmtree, os.environ['XDG_CACHE_HOME'], ignore_errors=True)
     for name in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
         os.environ[name] = str(Path(__file__).parents[1] / 'config' / 'fastdds.xml')  # as the launch files do
     # The time of one example says more about the machine than about the code; a failure must come back in the next run.

@@ -35,20 +35,41 @@ def run_restricted(module: str, tmp_path: Path, *arguments: str, **variables: st
         text=True,
         env=environment,
         cwd=tmp_path,
+        umask=0o077,
     )
+
+
+def await_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    said = ''
+    while text not in said:
+        line = process.stderr.readline()
+        assert line, f'ended early: {said}'
+        said += line
 
 
 @pytest.mark.parametrize('node', ['inspection_node', 'recorder_node'])
 def test_a_node_runs_in_a_restricted_environment(node: str, tmp_path: Path) -> None:
     process = run_restricted(node, tmp_path, '--ros-args', '-p', 'autostart:=false')
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    while 'waits for a lifecycle manager' not in line:
-        assert line, 'ended early'
-        line = process.stderr.readline()
+    await_line(process, 'waits for a lifecycle manager')
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ('node', 'line'), [('inspection_node', 'listens to /image'), ('recorder_node', 'recording to')]
+)
+def test_a_node_works_without_a_home_it_can_write(node: str, line: str, tmp_path: Path) -> None:
+    """Only the folders that it is told of are written, and nobody else may read them."""
+    arguments = ('--ros-args', '-p', f'bag_path:={tmp_path / "bag"}') if node == 'recorder_node' else ()
+    process = run_restricted(node, tmp_path, *arguments, HOME='/dev/null', ROS_LOG_DIR=str(tmp_path / 'log'))
+    await_line(process, line)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == ({'bag', 'log'} if node == 'recorder_node' else {'log'})
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob('*'))
 
 
 @pytest.mark.parametrize('node', ['inspection_node', 'recorder_node'])

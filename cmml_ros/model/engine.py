@@ -9,7 +9,8 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from cmml_ros.model.export import IMAGE, RANGE_MAPS, Segmentation, make_onnx
+from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
+from cmml_ros.model.export import IMAGE, RANGE_MAPS, Segmentation
 from cmml_ros.model.network import MultitaskNetwork
 
 # A camera's picture and its quarter need two; more only when several cameras share an engine.
@@ -30,12 +31,14 @@ class OpenVinoEngine:
     """Engine on the CPU, compiled once per size of the picture.
 
     threads: 0 for one per core. Float32 throughout, also on processors that could do bfloat16: results stay the same to
-    1e-5 wherever they are computed.
+    1e-5 wherever they are computed. model_id: under which what takes long is kept
+    for the next start, in the user's cache folder; empty: it is not kept.
     """
 
-    def __init__(self, network: MultitaskNetwork, threads: int) -> None:
+    def __init__(self, network: MultitaskNetwork, threads: int, model_id: str = '') -> None:
+        cache = find_cache() if model_id else None
         self._core = openvino.Core()
-        self._model = self._core.read_model(make_onnx(network))
+        self._model = self._core.read_model(make_onnx_once(network, model_id, cache))
         self._properties = {
             'INFERENCE_PRECISION_HINT': 'f32',
             'PERFORMANCE_HINT': 'LATENCY',
@@ -43,6 +46,8 @@ class OpenVinoEngine:
             # Drivers and other nodes need these cores too.
             'ENABLE_CPU_PINNING': False,
         }
+        if cache is not None:
+            self._properties['CACHE_DIR'] = str(cache)
         self._compiled: dict[tuple[int, ...], openvino.InferRequest] = {}
 
     def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:

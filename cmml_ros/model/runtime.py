@@ -45,7 +45,7 @@ class Segmenter:
         network, self.model_id = load_network(find_weights(config.model))
         self._network = _fuse_normalisation(network).to(device)
         self._engine: Engine = (
-            OpenVinoEngine(self._network, config.threads)
+            OpenVinoEngine(self._network, config.threads, self.model_id)
             if device.type == 'cpu'
             else TorchEngine(self._network, device)
         )
@@ -101,7 +101,7 @@ class Segmenter:
                     f'the GPU has no memory left for a picture of {width}x{height}; free some, or use device "auto"'
                 ) from None
         log.warning('the GPU has no memory left for a picture of %dx%d: from now on the CPU does it', width, height)
-        self._engine, self.device = OpenVinoEngine(self._network.to('cpu'), self._config.threads), 'cpu'
+        self._engine, self.device = OpenVinoEngine(self._network.to('cpu'), self._config.threads, self.model_id), 'cpu'
         torch.cuda.empty_cache()
         return self._engine(padded, range_maps)[:, :height, :width]
 

@@ -1,0 +1,48 @@
+"""Networks as they were made ready in an earlier run, in the user's cache folder: a node starts a second sooner."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from cmml_ros.model.export import make_onnx
+from cmml_ros.model.network import MultitaskNetwork
+
+
+def find_cache() -> Path | None:
+    """`$XDG_CACHE_HOME/cmml_ros` or `~/.cache/cmml_ros`, which may be deleted; None where it cannot be written."""
+    try:
+        folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'cmml_ros'
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: nobody's home
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def make_onnx_once(network: MultitaskNetwork, model_id: str, cache: Path | None) -> bytes:
+    """What `make_onnx` makes, from `cache` where it was made before of the same weights by the same code.
+
+    model_id: with the digest of the weights, as `load_network` gives it.
+    """
+    if cache is None:
+        return make_onnx(network)
+    sources = hashlib.sha256(torch.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob('*.py')):
+        sources.update(source.read_bytes())
+    path = cache / f'{model_id}-{sources.hexdigest()[:12]}.onnx'
+    with suppress(OSError, ValueError):  # ValueError: cut short
+        digest, model = path.read_bytes().split(b'\n', 1)
+        if hashlib.sha256(model).hexdigest().encode() == digest:
+            return model
+    model = make_onnx(network)
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as folder:
+        # In whole or not at all: another node may read while this one writes, and the disk may be full.
+        made = Path(folder) / path.name
+        made.write_bytes(hashlib.sha256(model).hexdigest().encode() + b'\n' + model)
+        made.replace(path)
+    return model
