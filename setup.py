@@ -50,7 +50,14 @@ setup(
     # 'cluster': `cmml analyze --workers` and `--cluster`.
     extras_require={
         'cluster': ['ray>=2.40'],
-        'simulation': ['matplotlib>=3.8', 'mitsuba>=3.7', 'open3d>=0.19', 'pycocotools>=2.0.8', 'shapely>=2'],
+        'simulation': [
+            'matplotlib>=3.8',
+            'mitsuba>=3.7',
+            'open3d>=0.19',
+            'pycocotools>=2.0.8',
+            'shapely>=2',
+            'tensorboard>=2.14',
+        ],
     },
     entry_points={'console_scripts': ['cmml = cmml_ros.cli:main']},
 )

@@ -27,6 +27,7 @@ PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 # Blobs below this are neither airhole nor background: nobody could tell.
 _IGNORE_BELOW_PX = 5.0
 _TARGETED_SHARE = 0.5
+_LENS_REACH_PX = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class DataConfig:
         0.3, 'crops over concrete of raised contrast, as rough surfaces have', low=0.0, high=1.0
     )
     empty_share: float = setting(0.12, 'crops of concrete without any airhole', low=0.0, high=1.0)
+    painted_share: float = setting(
+        0.4, 'crops with range of a depth camera in which it shows that some dark spots are flat', low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,19 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         config = self._config
         side = config.crop_px + 2 * config.context_px
         patch = self.draw(side, rng)
-        albedo, shading, coverage, ids, depth_m = patch.albedo, patch.shading, patch.coverage, patch.ids, patch.depth_m
+        coverage, ids, depth_m = patch.coverage, patch.ids, patch.depth_m
         if rng.random() < config.enlarge_share:
             # The same picture from farther away of a larger wall: no depth is too large for an airhole.
             depth_m = depth_m * np.float32(np.exp(rng.uniform(0.0, np.log(6.0))))
-        image = compose(shading, albedo, draw_response(rng), rng)
-
-        range_maps = self._range_maps(depth_m, coverage, albedo, rng)
+        image = _photograph(patch, config.context_px, rng)
+        range_maps, flat = self._range_maps(depth_m, coverage, ids, patch.albedo, rng)
+        coverage, ids = np.where(flat, np.float32(0.0), coverage), np.where(flat, 0, ids)
         inner = slice(config.context_px, side - config.context_px)
         half = slice(config.context_px // RANGE_STRIDE, (side - config.context_px) // RANGE_STRIDE)
         rim = rim_of(ids)
         weight = np.where(_small_blobs(ids), 0.0, 1.0).astype(np.float32)
         return (
-            torch.from_numpy(image[inner, inner].astype(np.float32).transpose(2, 0, 1) / 255.0),
+            torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1) / 255.0),
             torch.from_numpy(np.ascontiguousarray(range_maps[:, half, half])),
             torch.from_numpy(np.ascontiguousarray(coverage[inner, inner])),
             torch.from_numpy(np.ascontiguousarray(rim[inner, inner])),
@@ -124,16 +128,33 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
     def _any_view(self, rng: np.random.Generator) -> TrainingView:
         return load_view(self._views[rng.integers(len(self._views))])
 
-    def _range_maps(self, depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator) -> Floats:
+    def _range_maps(
+        self, depth_m: Floats, coverage: Floats, ids: NDArray[np.int32], albedo: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """Range maps, and where (H, W) what looks like an airhole is flat in them."""
         height, width = depth_m.shape
+        flat = np.zeros((height, width), np.bool_)
         chance = rng.random()
         if chance < self._config.range_drop_share or not np.isfinite(depth_m[0, 0]):
-            return np.zeros((RANGE_CHANNELS, height // RANGE_STRIDE, width // RANGE_STRIDE), np.float32)
+            return np.zeros((RANGE_CHANNELS, height // RANGE_STRIDE, width // RANGE_STRIDE), np.float32), flat
         if chance < self._config.range_drop_share + self._config.lidar_share:
             returns = _lidar_returns(depth_m, albedo, rng)
         else:
-            returns = _depth_camera_returns(depth_m, coverage, albedo, rng)
-        return range_features(returns.pixels, returns.depths_m, height, width)
+            sensor = _DepthCamera.draw(rng)
+            if rng.random() < self._config.painted_share:
+                depth_m, flat = _paint(depth_m, ids, sensor, rng)
+            returns = _depth_camera_returns(depth_m, np.where(flat, np.float32(0.0), coverage), albedo, sensor, rng)
+        return range_features(returns.pixels, returns.depths_m, height, width), flat
+
+
+def _photograph(patch: _Patch, context_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What a camera makes of the patch without its margin, (H, W, 3)."""
+    # As much around it as blur and sharpening reach.
+    margin = min(context_px, _LENS_REACH_PX)
+    part = slice(context_px - margin, len(patch.albedo) - context_px + margin)
+    image = compose(patch.shading[part, part], patch.albedo[part, part], draw_response(rng), rng)
+    inner = slice(margin, len(image) - margin)
+    return image[inner, inner]
 
 
 def load_pictures(folder: Path) -> list[NDArray[np.uint8]]:
@@ -249,26 +270,72 @@ class _Returns:
     intensity: Floats
 
 
-def _depth_camera_returns(depth_m: Floats, coverage: Floats, albedo: Floats, rng: np.random.Generator) -> _Returns:
+@dataclass(frozen=True)
+class _DepthCamera:
+    """Spacing of the points in pixels, white noise, and deviation of the bumps that texture and matching make."""
+
+    spacing_px: float
+    noise_m: float
+    bumps_m: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> _DepthCamera:
+        spacing_px = float(np.exp(rng.uniform(np.log(1.2), np.log(6.0))))
+        noise_m = float(np.exp(rng.uniform(np.log(4e-5), np.log(1.5e-3))))
+        bumps_m = float(np.exp(rng.uniform(np.log(1e-4), np.log(1.2e-3)))) if rng.random() < 0.4 else 0.0
+        return cls(spacing_px, noise_m, bumps_m)
+
+
+def _paint(
+    depth_m: Floats, ids: NDArray[np.int32], sensor: _DepthCamera, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Depths without some of the holes, and where (H, W) these were.
+
+    They go on looking like airholes, so that only range tells them from true ones. Left alone is what this sensor
+    could not tell: the answer would have to be guessed.
+    """
+    depth_m = depth_m.copy()
+    flat = np.zeros(depth_m.shape, np.bool_)
+    for number, box in enumerate(ndimage.find_objects(ids), start=1):
+        if box is None or rng.random() < 0.5:
+            continue
+        window = tuple(slice(max(side.start - 4, 0), side.stop + 4) for side in box)
+        inside = ids[window] == number
+        around = ndimage.binary_dilation(ids[window] > 0, iterations=3)
+        hole = ndimage.binary_dilation(inside, iterations=3) & (inside | (ids[window] == 0))
+        points = inside.sum() / sensor.spacing_px**2
+        if (~around).sum() < 12 or points < 1.0:
+            continue
+        v, u = np.indices(inside.shape, np.float32)
+        design = np.stack([np.ones_like(u), u, v], axis=-1)
+        plane = np.linalg.lstsq(design[~around], 1.0 / depth_m[window][~around], rcond=None)[0]
+        sound_m = 1.0 / (design @ plane)
+        mean_depth_m = float((depth_m[window] - sound_m)[inside].mean())
+        if mean_depth_m > 3.0 * (sensor.noise_m / np.sqrt(points) + sensor.bumps_m):
+            depth_m[window] = np.where(hole, sound_m, depth_m[window])
+            flat[window] |= hole
+    return depth_m, flat
+
+
+def _depth_camera_returns(
+    depth_m: Floats, coverage: Floats, albedo: Floats, sensor: _DepthCamera, rng: np.random.Generator
+) -> _Returns:
     """Returns as of a stereo or structured-light camera, with its faults."""
     height, width = depth_m.shape
-    spacing = float(np.exp(rng.uniform(np.log(1.2), np.log(6.0))))
-    rows = np.arange(rng.random() * spacing, height - 1, spacing)
-    columns = np.arange(rng.random() * spacing, width - 1, spacing)
+    rows = np.arange(rng.random() * sensor.spacing_px, height - 1, sensor.spacing_px)
+    columns = np.arange(rng.random() * sensor.spacing_px, width - 1, sensor.spacing_px)
     v, u = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing='ij'))
     at_row, at_column = np.rint(v).astype(np.intp), np.rint(u).astype(np.intp)
     depths = depth_m[at_row, at_column].astype(np.float64)
 
-    noise_m = float(np.exp(rng.uniform(np.log(4e-5), np.log(1.5e-3))))
-    depths += rng.normal(0.0, noise_m, depths.shape)
-    if rng.random() < 0.4:  # texture of the surface and correlated matching errors
+    depths += rng.normal(0.0, sensor.noise_m, depths.shape)
+    if sensor.bumps_m > 0.0:  # texture of the surface and correlated matching errors
         # What is dark on a rough surface is often a gap between its grains.
         grain = -np.log(np.maximum(albedo.mean(axis=2), 1e-3))
         source = grain if rng.random() < 0.5 else rng.standard_normal((height, width))
         bumps = cv2.GaussianBlur(source.astype(np.float32), (0, 0), rng.uniform(1.5, 5.0))
         bumps -= bumps.mean()
-        bumps_m = float(np.exp(rng.uniform(np.log(1e-4), np.log(1.2e-3)))) / max(float(bumps.std()), 1e-9)
-        depths += bumps_m * bumps[at_row, at_column]
+        depths += sensor.bumps_m / max(float(bumps.std()), 1e-9) * bumps[at_row, at_column]
     keep = rng.random(depths.shape) > rng.uniform(0.0, 0.2)
     if rng.random() < 0.5:  # shadows of the baseline at steep walls
         step_m = np.abs(ndimage.sobel(depth_m, axis=1)) / 8.0
@@ -360,13 +427,13 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         crop_px = self._crops.crop_px
         side = crop_px + 2 * config.context_px
         patch = self._crops.draw(side, rng)
-        image = compose(patch.shading, patch.albedo, draw_response(rng), rng)
+        image = _photograph(patch, config.context_px, rng)
         if not np.isfinite(patch.depth_m[0, 0]):
             returns = _Returns(np.empty((0, 2)), np.empty(0), np.empty(0, np.float32))
         elif rng.random() < config.lidar_share:
             returns = _lidar_returns(patch.depth_m, patch.albedo, rng)
         else:
-            returns = _depth_camera_returns(patch.depth_m, patch.coverage, patch.albedo, rng)
+            returns = _depth_camera_returns(patch.depth_m, patch.coverage, patch.albedo, _DepthCamera.draw(rng), rng)
         T_image_maps = _draw_misalignment(config, crop_px, rng)
         pixels = returns.pixels - config.context_px
         homogeneous = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(T_image_maps).T
@@ -374,9 +441,8 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         seen = (pixels >= 0.0).all(axis=1) & (pixels <= crop_px - 1.0).all(axis=1)
         intensity = None if rng.random() < config.no_intensity_share else returns.intensity[seen]
         maps = point_features(pixels[seen], returns.depths_m[seen], intensity, crop_px, crop_px)
-        inner = slice(config.context_px, side - config.context_px)
         return (
-            torch.from_numpy(image[inner, inner].astype(np.float32).transpose(2, 0, 1) / 255.0),
+            torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1) / 255.0),
             torch.from_numpy(maps),
             torch.from_numpy(T_image_maps.astype(np.float32)),
         )

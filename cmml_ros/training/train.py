@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cmml_ros.config import flatten_config, load_config, setting
@@ -28,8 +29,6 @@ from cmml_ros.training.views import ViewConfig, prepare_views
 
 log = logging.getLogger(__name__)
 
-_TASKS = ('segmentation', 'coarse', 'fine')
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -40,7 +39,11 @@ class TrainConfig:
     match: MatchConfig = field(default_factory=MatchConfig)
     size: str = setting('small', 'size of the network', choices=tuple(SIZE_CHANNELS))
     start_from: str = setting('', 'weights to go on from, by name or path; empty: random ones')
-    match_only: bool = setting(False, 'leave image encoder and segmentation head as they are, learn to match')
+    learn: str = setting(
+        'both',
+        'what is learnt: to match leaves image encoder and segmentation head as they are, to segment the rest',
+        choices=('both', 'segmentation', 'matching'),
+    )
     seed: int = setting(1, 'seed of weights, views and crops', low=0, high=2**31 - 1)
     steps: int = setting(20000, 'optimiser steps', low=1, high=10**8)
     batch_size: int = setting(8, 'crops a step', low=1, high=4096)
@@ -51,24 +54,84 @@ class TrainConfig:
     checkpoint_every_s: float = setting(120.0, 'a resumable checkpoint this often', unit='s', low=0.0, high=86400.0)
 
 
+class _Objective(nn.Module):
+    """The network with its losses, and how uncertain each task is: logarithms of the variances."""
+
+    def __init__(self, network: MultitaskNetwork, learn: str) -> None:
+        super().__init__()
+        self.network = network
+        self._segments, self._matches = learn != 'matching', learn != 'segmentation'
+        self.task_uncertainty = nn.Parameter(torch.zeros(self._segments + 2 * self._matches))
+        self.tasks = ('segmentation',) * self._segments + ('coarse', 'fine') * self._matches
+        for part in self._kept():
+            part.requires_grad_(False)
+
+    def _kept(self) -> list[nn.Module]:
+        """What is left as it is."""
+        network = self.network
+        kept: list[nn.Module] = [] if self._segments else [network.image_encoder, network.segmentation_head]
+        return kept + ([] if self._matches else [network.point_encoder, network.matching_head])
+
+    def train(self, mode: bool = True) -> _Objective:
+        super().train(mode)
+        for part in self._kept():
+            part.eval()
+        return self
+
+    def forward(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The sum to minimise, and the loss of each task that is learnt.
+
+        batch: image, range maps, coverage, rim and weight of crops, then picture, point maps and T_image_maps of pairs;
+        of what is not learnt nothing.
+        """
+        network = self.network
+        losses = []
+        pairs: Sequence[Tensor] = batch
+        pyramid: list[Tensor] = []
+        if self._segments:
+            image, range_maps, coverage, rim, weight, *pairs = batch
+            if self._matches:
+                # One pass for both, so that batch normalisation sees pictures with and without range alike.
+                no_range = range_maps.new_zeros(len(pairs[0]), *range_maps.shape[1:])
+                shared = network.encode(torch.cat([image, pairs[0]]), torch.cat([range_maps, no_range]))
+                pyramid = [level[len(image) :] for level in shared]
+                shared = [level[: len(image)] for level in shared]
+            else:
+                shared = network.encode(image, range_maps)
+            losses.append(segmentation_loss(network.segmentation_head(shared).float(), coverage, rim, weight))
+        elif self._matches:
+            with torch.no_grad():
+                pyramid = network.encode(pairs[0], None)
+        if self._matches:
+            _, point_maps, T_image_maps = pairs
+            descriptors = network.describe(pyramid, point_maps)
+            losses += matching_loss(network.matching_head, descriptors, point_maps, T_image_maps)
+        # Kendall, Gal and Cipolla, CVPR 2018: what a task is weighted by is learnt.
+        stacked = torch.stack(losses)
+        return (stacked * torch.exp(-self.task_uncertainty) + self.task_uncertainty).sum(), stacked.detach()
+
+
 class _Run:
     """What a checkpoint holds."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.device = device
         self.step = 0
         self.network = _start(config).to(device)
-        self.learn()
-        # How uncertain each task is (segmentation, coarse and fine matching): logarithms of the variances.
-        self.task_uncertainty = torch.nn.Parameter(torch.zeros(3, device=device))
+        self.objective = _Objective(self.network, config.learn).to(device)
+        # On several devices each works on its share of a step's batch and gradients are averaged.
+        self._parallel: nn.Module = self.objective
+        if distributed.is_initialized():
+            self._parallel = nn.parallel.DistributedDataParallel(self.objective)
         self.optimizer = torch.optim.AdamW(
             [
                 {
                     'params': [weights for weights in self.network.parameters() if weights.requires_grad],
                     'weight_decay': config.weight_decay,
                 },
-                {'params': [self.task_uncertainty], 'weight_decay': 0.0},
+                {'params': [self.objective.task_uncertainty], 'weight_decay': 0.0},
             ],
             lr=config.learning_rate,
         )
@@ -78,44 +141,21 @@ class _Run:
             use_buffers=True,
         )
 
-    def learn(self) -> None:
-        """Put the network into training mode, but for what `match_only` leaves alone."""
-        self.network.train()
-        if self.config.match_only:
-            for part in (self.network.image_encoder, self.network.segmentation_head):
-                part.eval().requires_grad_(False)
-
     def advance(self, batch: Sequence[Tensor]) -> tuple[float, ...]:
-        """One optimiser step; the losses of segmentation (unless `match_only`), coarse and fine matching before it."""
+        """One optimiser step; the losses of the tasks that are learnt before it."""
         for group in self.optimizer.param_groups:
             group['lr'] = _learning_rate(self.config, self.step)
         # What is drawn in the losses depends on the step alone, so that a resumed run draws the same.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        network = self.network
-        *crops, picture, point_maps, T_image_maps = batch
-        losses = []
-        if self.config.match_only:
-            with torch.no_grad():
-                pyramid = network.encode(picture, None)
-        else:
-            image, range_maps, coverage, rim, weight = crops
-            # One pass for both, so that batch normalisation sees pictures with and without range alike.
-            no_range = range_maps.new_zeros(len(picture), *range_maps.shape[1:])
-            shared = network.encode(torch.cat([image, picture]), torch.cat([range_maps, no_range]))
-            logits = network.segmentation_head([level[: len(image)] for level in shared])
-            losses.append(segmentation_loss(logits, coverage, rim, weight))
-            pyramid = [level[len(image) :] for level in shared]
-        descriptors = network.describe(pyramid, point_maps)
-        losses += matching_loss(network.matching_head, descriptors, point_maps, T_image_maps)
-        uncertainty = self.task_uncertainty[-len(losses) :]
-        # Kendall, Gal and Cipolla, CVPR 2018: what a task is weighted by is learnt.
-        loss = (torch.stack(losses) * torch.exp(-uncertainty) + uncertainty).sum()
+        # The brain-float format has the range of single precision: no loss needs scaling.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == 'cuda'):
+            loss, losses = self._parallel([tensor.to(self.device, non_blocking=True) for tensor in batch])
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        values = tuple(part.item() for part in losses)
+        values = tuple(losses.tolist())
         if not math.isfinite(sum(values)):
             raise ModelError(f'loss is not finite at step {self.step}; lower learning_rate')
         self.step += 1
@@ -127,7 +167,7 @@ class _Run:
             'step': self.step,
             'network': self.network.state_dict(),
             'average': self.average.state_dict(),
-            'task_uncertainty': self.task_uncertainty.detach(),
+            'task_uncertainty': self.objective.task_uncertainty.detach(),
             'optimizer': self.optimizer.state_dict(),
         }
         # Written beside and renamed: a run killed while it saves keeps the checkpoint before.
@@ -147,7 +187,7 @@ class _Run:
         self.network.load_state_dict(state['network'])
         self.average.load_state_dict(state['average'])
         with torch.no_grad():
-            self.task_uncertainty.copy_(state['task_uncertainty'])
+            self.objective.task_uncertainty.copy_(state['task_uncertainty'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.step = int(state['step'])
 
@@ -168,41 +208,79 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: 
     Raises ModelError when the checkpoint belongs to another configuration.
     """
     config = load_config(TrainConfig, config_path)
+    with _process_group(config) as device:
+        return _train(config, out, backgrounds, data, device)
+
+
+@contextmanager
+def _process_group(config: TrainConfig) -> Iterator[torch.device]:
+    """The device of this process; under torchrun the process joins the others."""
+    gpu = torch.cuda.is_available()
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0'))) if gpu else torch.device('cpu')
+    if not distributed.is_torchelastic_launched():
+        yield device
+        return
+    distributed.init_process_group('nccl' if gpu else 'gloo')
+    try:
+        processes = distributed.get_world_size()
+        if config.batch_size % processes or config.match.batch_size % processes:
+            raise ModelError(
+                f'batch_size {config.batch_size} and match.batch_size {config.match.batch_size} have to be '
+                f'multiples of the {processes} processes'
+            )
+        yield device
+    finally:
+        distributed.destroy_process_group()
+
+
+def _train(
+    config: TrainConfig, out: Path, backgrounds: Sequence[Path], data: Sequence[Path], device: torch.device
+) -> Path:
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     out.mkdir(parents=True, exist_ok=True)
+    if rank > 0:
+        distributed.barrier()  # the first process makes the views
     views = prepare_views(config.views, out / 'views', config.seed)
     views += [path for folder in data for path in import_folder(folder, out / 'own')]
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if rank == 0 and processes > 1:
+        distributed.barrier()
     run = _Run(config, device)
     checkpoint, weights = out / 'checkpoint.pt', out / 'weights.safetensors'
     if checkpoint.exists():
         run.resume(checkpoint, device)
         log.info('going on from step %d', run.step)
 
-    dataset = _StepDataset(config, views, backgrounds)
+    dataset = _StepDataset(config, views, backgrounds, rank, processes)
     loader = DataLoader(
         Subset(dataset, range(run.step, config.steps)),
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=2 if config.workers else None,
+        pin_memory=device.type == 'cuda',
     )
     # Else sums over threads differ from run to run, and a resumed run would not be the same.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    run.learn()
+    run.objective.train()
+    if rank > 0:
+        for batch in loader:
+            run.advance(batch)
+        return weights
+
     saved_at = time.monotonic()
     smooth: list[float] = []
     with (
-        (out / 'losses.jsonl').open('a', encoding='utf-8') as journal,
+        SummaryWriter(out / 'log', purge_step=run.step) as journal,
         tqdm(total=config.steps, initial=run.step, unit='step', dynamic_ncols=True) as bar,
     ):
         for batch in loader:
-            values = run.advance([tensor.to(device) for tensor in batch])
+            values = run.advance(batch)
             smooth = [0.98 * old + 0.02 * new for old, new in zip(smooth or values, values, strict=True)]
-            named = dict(zip(_TASKS[-len(smooth) :], smooth, strict=True))
             bar.update()
+            named = dict(zip(run.objective.tasks, smooth, strict=True))
             bar.set_postfix({name: f'{value:.3f}' for name, value in named.items()}, refresh=False)
             if run.step % 50 == 0:
-                journal.write(json.dumps({'step': run.step, **named}) + '\n')
-                journal.flush()
+                for name, value in named.items():
+                    journal.add_scalar(f'loss/{name}', value, run.step)
             if time.monotonic() - saved_at >= config.checkpoint_every_s:
                 run.save(checkpoint)
                 run.export(weights)
@@ -213,10 +291,16 @@ def train(config_path: Path, out: Path, backgrounds: Sequence[Path] = (), data: 
 
 
 class _StepDataset(Dataset[list[Tensor]]):
-    """All that step i of a run learns from, a function of (seed, i) alone: crops to segment, then pairs to match."""
+    """What step i of a run learns from, a function of (seed, i) alone: crops to segment, then pairs to match.
 
-    def __init__(self, config: TrainConfig, views: Sequence[Path], backgrounds: Sequence[Path]) -> None:
+    Of several processes each gets its share.
+    """
+
+    def __init__(
+        self, config: TrainConfig, views: Sequence[Path], backgrounds: Sequence[Path], rank: int, processes: int
+    ) -> None:
         self._config = config
+        self._rank, self._processes = rank, processes
         crops, pairs = config.steps * config.batch_size, config.steps * config.match.batch_size
         self._crops = CropDataset(config.data, views, backgrounds, config.seed, crops)
         self._pairs = PairDataset(config.match, self._crops, pairs)
@@ -225,14 +309,18 @@ class _StepDataset(Dataset[list[Tensor]]):
         return self._config.steps
 
     def __getitem__(self, step: int) -> list[Tensor]:
-        """Batches of the tensors that `_Run.advance` takes."""
-        parts: list[tuple[Dataset[Any], int]] = [(self._pairs, self._config.match.batch_size)]
-        if not self._config.match_only:
-            parts.insert(0, (self._crops, self._config.batch_size))
+        """Batches of the tensors that `_Objective` takes."""
+        parts: list[tuple[Dataset[Any], int]] = []
+        if self._config.learn != 'matching':
+            parts.append((self._crops, self._config.batch_size))
+        if self._config.learn != 'segmentation':
+            parts.append((self._pairs, self._config.match.batch_size))
         return [
             torch.stack(tensors)
             for dataset, size in parts
-            for tensors in zip(*(dataset[step * size + i] for i in range(size)), strict=True)
+            for tensors in zip(
+                *(dataset[step * size + i] for i in range(self._rank, size, self._processes)), strict=True
+            )
         ]
 
 
