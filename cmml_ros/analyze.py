@@ -175,8 +175,13 @@ def _complete_cover(config: ReportConfig, paths: Sequence[Path]) -> ReportConfig
 
 
 def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, split_s: float) -> list[Split]:
-    """Splits of about split_s; one when the bag is short, or has no index to begin in the middle with."""
+    """Splits of about split_s; one when the bag is short, or has no index to begin in the middle with.
+
+    More than two are a multiple of four, so that two or four workers end together; the number of workers must not
+    matter for the result.
+    """
     count = max(round((span_ns[1] - span_ns[0]) * 1e-9 / split_s), 1) if span_ns else 1
+    count = count if count <= 2 else 4 * math.ceil(count / 4)
     if count == 1 or span_ns is None:
         return [Split(path, topics)]
     first, last = span_ns
