@@ -1,6 +1,6 @@
 """How much faster two workers analyse a recording than one.
 
-    python benchmarks/scaling.py [--seconds 60] [--split 10] [--out out/scaling]
+    python benchmarks/scaling.py [--seconds 60] [--split 20] [--out out/scaling]
 
 A simulated wall is filmed again and again at 5 Hz. Wall time tells the truth only on a machine that does nothing else;
 the processor time of all processes together tells what the workers cost in any case: on idle cores the speed-up of N
@@ -96,7 +96,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=60.0)
-    parser.add_argument('--split', type=float, default=10.0)
+    parser.add_argument('--split', type=float, default=20.0)
     parser.add_argument('--out', type=Path, default=Path('out/scaling'))
     options = parser.parse_args()
     bag = options.out / f'recording_{options.seconds:.0f}_s'
