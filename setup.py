@@ -28,10 +28,10 @@ setup(
         'cmml_ros.report': ['templates/*'],
     },
     install_requires=[
-        'contourpy',
         'jinja2',
         'markupsafe',
         'mcap',
+        'numba>=0.58',
         'numpy>=1.26',
         'onnx>=1.17',
         'opencv-python-headless>=4.6',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
@@ -13,7 +14,7 @@ from cmml_ros.frame import Frame
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Status
-from cmml_ros.measurement.measure import is_flat, measure, outline_in_image
+from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
 
@@ -39,7 +40,10 @@ class Inspector:
 
     def __init__(self, config: InspectorConfig) -> None:
         self._config = config
-        self._segmenter = Segmenter(config.detection)
+        with ThreadPoolExecutor(1) as other:  # while the network loads
+            prepared = other.submit(prepare)
+            self._segmenter = Segmenter(config.detection)
+            prepared.result()
         self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED

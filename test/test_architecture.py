@@ -58,6 +58,28 @@ def test_imports_only_from_floors_below(path: Path) -> None:
             assert FLOOR_OF_ROOM[other] < FLOOR_OF_ROOM[room], f'{room} imports {name}'
 
 
+@each_module()
+def test_compiled_functions_call_none_of_other_files(path: Path) -> None:
+    """numba would go on running what it compiled before such a one was edited; `select` is named in compiled.py."""
+    tree = ast.parse(path.read_text())
+    compiled = {
+        function.name
+        for other in MODULES
+        for function in ast.parse(other.read_text()).body
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(mark, ast.Name) and mark.id == 'compiled' for mark in function.decorator_list)
+    }
+    imported = {name.rpartition('.')[2] for name in find_imports(tree) if name.startswith('cmml_ros.')} & compiled
+    calls = {
+        call.func.id
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef) and function.name in compiled
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    assert calls & imported <= {'select'}
+
+
 @each_module('nodes')
 def test_ros_stays_in_nodes(path: Path) -> None:
     for name in find_imports(ast.parse(path.read_text())):
@@ -75,5 +97,17 @@ def test_torch_stays_in_model_and_training(path: Path) -> None:
 def test_command_line_starts_without_heavy_libraries() -> None:
     code = 'import sys, cmml_ros.cli; print(*sorted(sys.modules))'
     modules = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {'torch', 'open3d', 'mitsuba', 'cv2', 'scipy', 'rclpy', 'onnx', 'onnxruntime', 'openvino', 'matplotlib'}
+    heavy = {
+        'torch',
+        'open3d',
+        'mitsuba',
+        'cv2',
+        'numba',
+        'scipy',
+        'rclpy',
+        'onnx',
+        'onnxruntime',
+        'openvino',
+        'matplotlib',
+    }
     assert not heavy & set(modules)

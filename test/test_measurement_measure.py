@@ -9,11 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from cmml_ros.config import MeasurementConfig, SurfaceConfig
+from cmml_ros.geometry import surface
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.measurement import measure as measure_module
+from cmml_ros.measurement import rim, shape_prior
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.measurement.measure import measure
+from cmml_ros.measurement.measure import measure, prepare
 
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 1000.0, 1000.0, 319.5, 239.5)
@@ -333,6 +336,47 @@ def test_bad_input_has_a_status_and_a_reason() -> None:
     (m,) = run([mask], ProjectedCloud(spoiled, cloud.pixels))
     assert m.volume_status == Status.MEASURED
     assert m.volume_m3 == pytest.approx(wall.caps[0].volume, rel=0.05)
+
+
+def count_compiled() -> int:
+    modules = (measure_module, rim, shape_prior, surface)
+    return sum(len(getattr(item, 'signatures', ())) for module in modules for item in vars(module).values())
+
+
+def test_nothing_is_compiled_while_a_node_runs() -> None:
+    """Read-only and strided arrays, as messages and networks give them, are other types to a compiler."""
+    prepare()
+    wall = Wall([Cap(0.0, 0.0, 0.006, 0.003)])
+    cloud = wall.scan(20_000, 0.0001, np.random.default_rng(13))
+    (mask,) = wall.masks
+    (expected,) = run([mask], cloud)
+    ready = count_compiled()
+    assert ready > 20
+    points, pixels = np.asfortranarray(cloud.points_camera), np.repeat(cloud.pixels, 2, axis=0)[::2]
+    points.flags.writeable = False
+    coverage = np.kron(mask.coverage, np.ones((2, 2), np.float32))[::2, ::2]
+    coverage.flags.writeable = False
+    (m,) = run([replace(mask, coverage=coverage)], ProjectedCloud(points, pixels))
+    assert m.volume_m3 == expected.volume_m3
+    assert count_compiled() == ready
+
+
+def test_an_airhole_alone_is_measured_as_among_others() -> None:
+    wall = Wall(draw_caps(np.random.default_rng(14)))
+    cloud = wall.scan(100_000, 0.0003, np.random.default_rng(15))
+    together = run(wall.masks, cloud)
+    again = run(wall.masks, cloud)
+    for m, repeated in zip(together, again, strict=True):
+        assert (m.area_m2, m.volume_m3, m.volume_std_m3) == (
+            repeated.area_m2,
+            repeated.volume_m3,
+            repeated.volume_std_m3,
+        )
+    # Far from each other, so that none lies in the other's ring.
+    first, last = run([wall.masks[0], wall.masks[-1]], cloud)
+    (alone,) = run([wall.masks[-1]], cloud)
+    assert (last.area_m2, last.volume_m3, last.volume_std_m3) == (alone.area_m2, alone.volume_m3, alone.volume_std_m3)
+    assert first.volume_m3 != last.volume_m3
 
 
 def test_the_reason_for_no_cloud_is_passed_on() -> None:

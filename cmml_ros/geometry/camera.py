@@ -24,7 +24,6 @@ COEFFICIENT_COUNTS = {'plumb_bob': (0, 4, 5, 8), 'rational_polynomial': (0, 4, 5
 # Half the field of view up to which a model is tabulated; rays have z == 1, so 90 degrees is out of reach.
 _MAX_ANGLE_RAD = math.radians(89.9)
 _TABLE_SIZE = 4096
-_NEWTON_STEPS = 20
 
 
 class _Radial(NamedTuple):
@@ -191,42 +190,19 @@ class Camera:
         )
 
     def _undistort(self, x_distorted: Array, y_distorted: Array) -> tuple[Array, Array]:
-        """Inverse of `_distort`: the radial part from the table, then Newton's method."""
-        table = self._radial
-        radius_distorted = np.hypot(x_distorted, y_distorted)
-        radius = np.interp(radius_distorted, table.distorted, table.undistorted)
-        with np.errstate(all='ignore'):
-            if self.model == 'equidistant':
-                angle = radius
-                for _ in range(_NEWTON_STEPS):
-                    gain, slope = self._radial_gain(angle**2)
-                    step = (angle * gain - radius_distorted) / (gain + 2.0 * angle**2 * slope)
-                    angle = np.clip(angle - step, 0.0, table.limit)
-                    if not np.any(np.abs(step) > 1e-14):
-                        break
-                scale = np.where(radius_distorted > 1e-12, np.tan(angle) / np.maximum(radius_distorted, 1e-300), 1.0)
-                x, y = x_distorted * scale, y_distorted * scale
-            else:
-                scale = np.where(radius_distorted > 1e-12, radius / np.maximum(radius_distorted, 1e-300), 1.0)
-                x, y = x_distorted * scale, y_distorted * scale
-                p1, p2 = self._coefficients[2:4]
-                for _ in range(_NEWTON_STEPS):
-                    squared = x * x + y * y
-                    gain, slope = self._radial_gain(squared)
-                    error_x = x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x) - x_distorted
-                    error_y = y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y - y_distorted
-                    xx = gain + 2.0 * x * x * slope + 2.0 * p1 * y + 6.0 * p2 * x
-                    yy = gain + 2.0 * y * y * slope + 6.0 * p1 * y + 2.0 * p2 * x
-                    xy = 2.0 * x * y * slope + 2.0 * p1 * x + 2.0 * p2 * y
-                    determinant = xx * yy - xy * xy
-                    step_x = (yy * error_x - xy * error_y) / determinant
-                    step_y = (xx * error_y - xy * error_x) / determinant
-                    x, y = x - step_x, y - step_y
-                    if not np.any(np.abs(step_x) + np.abs(step_y) > 1e-14 * (1.0 + np.abs(x) + np.abs(y))):
-                        break
-            x_again, y_again = self._distort(x, y)
-            found = np.hypot(x_again - x_distorted, y_again - y_distorted) * max(self.fx, self.fy) < 1e-6
-        return np.where(found, x, np.nan), np.where(found, y, np.nan)
+        """Inverse of `_distort`."""
+        from cmml_ros.geometry.lens import undistort  # numba: half a second that who projects only need not wait
+
+        x, y = undistort(
+            np.stack([x_distorted, y_distorted], axis=1),
+            np.array(self._coefficients),
+            self.model == 'equidistant',
+            self._radial.limit,
+            self._radial.undistorted,
+            self._radial.distorted,
+            1e-6 / max(self.fx, self.fy),
+        ).T
+        return x, y
 
 
 def _check_columns(values: ArrayLike, columns: int, name: str) -> Array:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, fdtrc
 
 from cmml_ros.errors import SurfaceError
+from cmml_ros.geometry.compiled import as_compiled, compiled, select
 
 Array = NDArray[np.float64]
 
@@ -21,6 +22,8 @@ _QUADRIC_POINTS = 24
 _L1_STEPS = 3
 _IRLS_STEPS = 8
 _MAX_REFINE_STEPS = 5
+# The first plane is looked for in about so many points: enough for the basin of the biweight, which uses all.
+_START_POINTS = 256
 # Steps stop when the elevation at the airhole changes by less than this share of the noise.
 _CONVERGED = 1e-3
 # Tukey's biweight keeps 95 % efficiency on normal noise with this constant (Holland and Welsch 1977).
@@ -30,10 +33,14 @@ _MAD_TO_STD = 1.4826
 _MAX_LEVERAGE = 10.0
 # Beyond 80 degrees of incidence a pixel covers too much surface.
 _MIN_COSINE = 0.17
+# So many rays may miss the surface.
+_MAX_MISSED = 0.1
 # A scan line is no surface: smaller over larger extent of the points, as seen by the sensor.
 _MIN_ASPECT = 0.1
 _PATCH_SIGNIFICANCE = 0.001
 _HINT_SIGNIFICANCE = 0.05
+# A plane whose residuals bend less than this has no need of a quadric to be fitted.
+_BEND_SIGNIFICANCE = 0.2
 _NOISE_FLOOR_M = 1e-7
 
 
@@ -63,7 +70,7 @@ class Surface:
     @property
     def normal(self) -> Array:
         """Unit normal out of the wall at the origin, (3,)."""
-        return np.asarray(self.normal_at(self.origin[None])[0])
+        return self.point_at(0.0, 0.0)[1]
 
     def to_local(self, points: Array) -> Array:
         """`points`, (..., 3), in the surface's own frame."""
@@ -104,23 +111,27 @@ class Surface:
 
     def intersect(self, rays: Array) -> Array:
         """Where `rays`, (N, 3) directions from the sensor, meet the surface first; NaN where they miss. (N, 3)."""
-        ox, oy, oz = -self.axes @ self.origin
-        dx, dy, dz = self.axes @ rays.T
-        _, b, c, d, e, f = self.coefficients
-        # z(t) - h(x(t), y(t)) = A t^2 + B t + C
-        quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
-        linear = dz - (b + 2.0 * d * ox + e * oy) * dx - (c + e * ox + 2.0 * f * oy) * dy
-        constant = oz - float(self.elevation(np.asarray(ox), np.asarray(oy)))
-        with np.errstate(all='ignore'):
-            # This form of the root tends to the plane's intersection as the curvature vanishes.
-            root = np.sqrt(linear**2 - 4.0 * quadratic * constant)
-            distance = 2.0 * constant / (root - linear)
-            return np.asarray(rays * np.where(distance > 0.0, distance, np.nan)[:, None])
+        return self.from_local(self.cast(rays))
+
+    def cast(self, rays: Array) -> Array:
+        """The same as `intersect`, in the surface's own frame."""
+        return _cast(as_compiled(rays), self.origin, self.axes, self.coefficients)
+
+    def point_at(self, x: float, y: float) -> tuple[Array, Array]:
+        """The point of the surface at x, y of its own frame, and the unit normal out of the wall there, each (3,)."""
+        return _point_at(x, y, self.origin, self.axes, self.coefficients)
 
     def elevation_std(self, x: float, y: float) -> float:
         """Standard deviation of h(x, y) from the fit, metres."""
-        basis = _polynomials(np.array([x]), np.array([y]))[0]
-        return math.sqrt(max(float(basis @ self.covariance @ basis), 0.0))
+        return math.sqrt(max(_elevation_variance(self.covariance, x, y), 0.0))
+
+    def enter(self, points: Array) -> tuple[Array, Array, Array, float]:
+        """How the rays to `points`, (N, 3) in the camera frame, pass the surface.
+
+        Returns where, (N, 2) along the surface; how far they go sideways per metre of depth, (N, 2); the depths of the
+        points below the surface, (N,); and the mean cosine of incidence, NaN without points.
+        """
+        return _enter(as_compiled(points), self.origin, self.axes, self.coefficients)
 
 
 def fit_surface(
@@ -142,12 +153,12 @@ def fit_surface(
     """
     if len(points) < MIN_POINTS:
         raise SurfaceError(f'{len(points)} points around the rim are no surface')
-    ring = _Ring.from_points(points, sight, patch_angle_rad)
-    start = _fit_plane(ring)
-    plane = _refine(start, ring, 3, range_noise_m)
+    sight = as_compiled(sight)
+    ring = _Ring(*_see_ring(as_compiled(points), sight, 0.5 * patch_angle_rad))
+    plane = _refine(_fit_plane(ring, sight), ring, 3, range_noise_m)
     if plane.leverage > _MAX_LEVERAGE:
         raise SurfaceError('all points lie to one side of the airhole')
-    if len(points) >= _QUADRIC_POINTS:
+    if len(points) >= _QUADRIC_POINTS and plane.curvature_p < _BEND_SIGNIFICANCE:
         quadric = _refine(plane.surface, ring, 6, range_noise_m)
         if quadric.leverage < _MAX_LEVERAGE:
             if quadric.curvature_p < curvature_significance:
@@ -168,26 +179,14 @@ def _admit_curvature(plane: Surface, quadric: Surface) -> Surface:
 class _Ring:
     """Points around the rim as the sensor sees them: where along which ray.
 
-    directions: (N, 3) unit. ranges: (N,). tangent: (3, 3), rows: two axes across the sight and the sight itself.
-    patches: (N,) number of the patch, half an airhole wide, that a point lies in.
+    directions: (N, 3) unit. ranges: (N,). patches: (N,) number, below `patch_count`, of the patch, half an airhole
+    wide, that a point lies in.
     """
 
     directions: Array
     ranges: Array
-    tangent: Array
     patches: NDArray[np.int64]
-
-    @classmethod
-    def from_points(cls, points: Array, sight: Array, patch_angle_rad: float) -> _Ring:
-        ranges = np.sqrt(np.einsum('ij,ij->i', points, points))
-        forward = sight / np.linalg.norm(sight)
-        right = np.cross(forward, [0.0, 0.0, 1.0] if abs(forward[2]) < 0.5 else [0.0, -1.0, 0.0])
-        right /= np.linalg.norm(right)
-        tangent = np.stack([right, np.cross(forward, right), forward])
-        directions = points / ranges[:, None]
-        cells = np.floor(directions @ tangent[:2].T / (0.5 * patch_angle_rad)).astype(np.int64)
-        cells -= cells.min(axis=0)
-        return cls(directions, ranges, tangent, cells[:, 0] * (cells[:, 1].max() + 1) + cells[:, 1])
+    patch_count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +194,7 @@ class _Fit:
     """A surface and what the choice between plane and quadric needs.
 
     leverage: variance of the elevation at the airhole over that of the mean of all points. curvature_p: probability of
-    so much curvature on a plane, NaN for a plane.
+    so much curvature on a plane; of a plane: of the curvature that one more step would give it.
     """
 
     surface: Surface
@@ -203,130 +202,456 @@ class _Fit:
     curvature_p: float
 
 
-def _fit_plane(ring: _Ring) -> Surface:
-    """The plane, robustly from nothing: its inverse depth is linear in the tangents of the viewing angles."""
-    across_x, across_y, along = ring.tangent @ ring.directions.T
-    depth = ring.ranges * along
-    basis = np.stack([np.ones_like(along), across_x / along, across_y / along], axis=1)
-    spread = np.linalg.eigvalsh(np.cov(basis[:, 1:].T))
-    if not spread[0] > _MIN_ASPECT**2 * spread[1]:
+def _fit_plane(ring: _Ring, sight: Array) -> Surface:
+    """The plane, robustly from nothing."""
+    spread, cosine, origin, axes = _start_plane(ring.directions, ring.ranges, sight)
+    if not spread > _MIN_ASPECT**2:
         raise SurfaceError('all points around the rim lie on one line')
-    inverse_depth = _solve(basis, 1.0 / depth, depth**4)
-    for step in range(_IRLS_STEPS):
-        fitted = 1.0 / (basis @ inverse_depth)
-        residuals = depth - fitted
-        scale = _robust_std(residuals, 3)
-        weights = scale / np.maximum(np.abs(residuals), scale) if step < _L1_STEPS else _biweight(residuals, scale)
-        change = _solve(-(fitted**2)[:, None] * basis, residuals, weights)
-        inverse_depth += change
-        if step >= _L1_STEPS and abs(change[0]) < _CONVERGED * scale * inverse_depth[0] ** 2:
-            break
-    normal = -inverse_depth @ np.stack([ring.tangent[2], ring.tangent[0], ring.tangent[1]])
-    length = float(np.linalg.norm(normal))
-    if not (np.isfinite(length) and inverse_depth[0] > _MIN_COSINE * length):
+    if not cosine > _MIN_COSINE:
         raise SurfaceError('the surface around the rim is seen edge-on')
-    normal /= length
-    axis_x = np.cross([0.0, 1.0, 0.0] if abs(normal[1]) < 0.9 else [0.0, 0.0, 1.0], normal)
-    axis_x /= np.linalg.norm(axis_x)
-    axes = np.stack([axis_x, np.cross(normal, axis_x), normal])
-    return Surface(ring.tangent[2] / inverse_depth[0], axes, np.zeros(6), np.zeros((6, 6)), 0.0, 0.0, len(depth))
+    return Surface(origin, axes, np.zeros(6), np.zeros((6, 6)), 0.0, 0.0, len(ring.ranges))
 
 
-def _refine(surface: Surface, ring: _Ring, terms: int, range_noise_m: float | None) -> _Fit:
-    """`surface` with its first `terms` coefficients fitted, Gauss-Newton on the residuals along the rays."""
-    across = ring.directions @ surface.axes.T
-    coefficients = surface.coefficients.copy()
-    for step in range(_MAX_REFINE_STEPS + 1):
-        current = replace(surface, coefficients=coefficients)
-        met = current.intersect(ring.directions)
-        residuals = ring.ranges - np.sqrt(np.einsum('ij,ij->i', met, met))
-        x, y, _ = current.to_local(met).T
-        slope_x, slope_y = current.slopes(x, y)
-        cosine = slope_x * across[:, 0] + slope_y * across[:, 1] - across[:, 2]
-        missed = ~(cosine > 0.0)
-        if missed.any():
-            if missed.mean() > 0.1:
-                raise SurfaceError('the surface around the rim is seen edge-on')
-            residuals, x, y, cosine = (np.where(missed, 0.0, a) for a in (residuals, x, y, cosine))
-            cosine = np.where(missed, np.inf, cosine)
-        scale = _robust_std(residuals, terms)
-        weights = _biweight(residuals, scale)
-        jacobian = -_polynomials(x, y)[:, :terms] / cosine[:, None]
-        change = _solve(jacobian, residuals, weights)
-        if step == _MAX_REFINE_STEPS or abs(change[0]) < _CONVERGED * scale:
-            break
-        coefficients[:terms] += change
+def _refine(start: Surface, ring: _Ring, terms: int, range_noise_m: float | None) -> _Fit:
+    """`start` with its first `terms` coefficients fitted, Gauss-Newton on the residuals along the rays."""
+    coefficients = start.coefficients.copy()
+    scale, missed, weight, mean_cosine, unscaled, wald, patches = _refine_coefficients(
+        coefficients, start.origin, start.axes, ring.directions, ring.ranges, ring.patches, ring.patch_count, terms
+    )
+    if missed > _MAX_MISSED:
+        raise SurfaceError('the surface around the rim is seen edge-on')
+    least_variance = float(unscaled[0, 0])
+    if not least_variance > 0.0:
+        raise SurfaceError('the points around the rim do not define a surface')
     noise = scale if range_noise_m is None else range_noise_m
-    unscaled = _invert((jacobian * weights[:, None]).T @ jacobian)
-    inside = weights > 0.0
-    mean_cosine = float(cosine[inside].mean())
-    patch_std, design_effect = _correlated_part(residuals[inside], ring.patches[inside], noise, terms)
-    covariance = np.zeros((6, 6))
-    covariance[:terms, :terms] = noise**2 * design_effect * unscaled
-    curvature_p = math.nan
-    if terms == 6:
-        curvature = coefficients[3:]
-        wald = float(curvature @ _invert(covariance[3:, 3:]) @ curvature) / 3.0
-        curvature_p = float(fdtrc(3, len(residuals) - 6, wald))
-    fitted = replace(
-        surface,
-        coefficients=coefficients,
-        covariance=covariance,
+    patch_std, design_effect = _correlated_part(*patches, noise, terms)
+    variance = noise**2 * design_effect
+    surface = Surface(
+        start.origin,
+        start.axes,
+        coefficients,
+        variance * unscaled,
         range_noise_m=noise,
         patch_std_m=patch_std * mean_cosine,
+        point_count=start.point_count,
     )
-    return _Fit(fitted, float(unscaled[0, 0] * weights.sum()) / mean_cosine**2, curvature_p)
+    curvature_p = float(fdtrc(3, len(ring.ranges) - 6, wald / (3.0 * variance)))
+    return _Fit(surface, least_variance * weight / mean_cosine**2, curvature_p)
 
 
-def _correlated_part(residuals: Array, patches: NDArray[np.int64], noise: float, terms: int) -> tuple[float, float]:
+def _correlated_part(
+    patches: int, count: int, squared_counts: float, explained: float, noise: float, terms: int
+) -> tuple[float, float]:
     """Deviation of whole patches beyond what white noise explains, and what it does to the variance of a fit.
 
-    One-way random effects by moments (DerSimonian and Laird 1986), when a chi-square test rejects white noise.
+    count residuals lie in so many patches; squared_counts: sum of the squared number in each. explained: sum of the
+    squared sum in each over its number. One-way random effects by moments (DerSimonian and Laird 1986), when a
+    chi-square test rejects white noise.
     """
-    counts = np.bincount(patches)
-    sums = np.bincount(patches, residuals)
-    filled = counts > 0
-    counts, sums = counts[filled], sums[filled]
-    freedom = len(counts) - terms
+    freedom = patches - terms
     if freedom < 1 or noise <= 0.0:
         return 0.0, 1.0
-    chi_square = float((sums**2 / counts).sum()) / noise**2
+    chi_square = explained / noise**2
     if chi_square < chdtri(freedom, _PATCH_SIGNIFICANCE):
         return 0.0, 1.0
-    count = float(counts.sum())
-    variance = (chi_square - freedom) / (count * freedom / len(counts)) * noise**2
-    design_effect = 1.0 + variance / noise**2 * float((counts**2).sum()) / count
-    return math.sqrt(variance), design_effect
+    variance = (chi_square - freedom) / (count * freedom / patches) * noise**2
+    return math.sqrt(variance), 1.0 + variance / noise**2 * squared_counts / count
 
 
-def _polynomials(x: Array, y: Array) -> Array:
-    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+@compiled
+def _eye(origin: Array, axes: Array) -> tuple[float, float, float]:
+    """Where the sensor is in the surface's own frame."""
+    x, y, z = origin
+    return (
+        -(axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z),
+        -(axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z),
+        -(axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z),
+    )
 
 
-def _solve(jacobian: Array, target: Array, weights: Array) -> Array:
-    """Weighted least squares by normal equations, columns scaled."""
-    weighted = jacobian * weights[:, None]
-    return _invert(weighted.T @ jacobian) @ (weighted.T @ target)
+@compiled
+def _rotate(axes: Array, vectors: Array) -> Array:
+    """`vectors`, (N, 3), along `axes`, (3, 3) in rows."""
+    rotated = np.empty_like(vectors)
+    for i in range(len(vectors)):
+        for row in range(3):
+            rotated[i, row] = axes[row, 0] * vectors[i, 0] + axes[row, 1] * vectors[i, 1] + axes[row, 2] * vectors[i, 2]
+    return rotated
 
 
-def _invert(normal_matrix: Array) -> Array:
-    diagonal = np.diag(normal_matrix)
-    if not (diagonal > 0.0).all():
-        raise SurfaceError('the points around the rim do not define a surface')
-    scales = np.sqrt(np.outer(diagonal, diagonal))
-    try:
-        inverse = np.linalg.inv(normal_matrix / scales) / scales
-    except np.linalg.LinAlgError:
-        raise SurfaceError('the points around the rim do not define a surface') from None
-    return np.asarray(inverse)
+@compiled
+def _cast(rays: Array, origin: Array, axes: Array, coefficients: Array) -> Array:
+    local = np.empty_like(rays)
+    across = _rotate(axes, rays)
+    ox, oy, oz = _eye(origin, axes)
+    a, b, c, d, e, f = coefficients
+    # z(t) - h(x(t), y(t)) = A t^2 + B t + C
+    constant = oz - (a + (b + d * ox + e * oy) * ox + (c + f * oy) * oy)
+    slope_x, slope_y = b + 2.0 * d * ox + e * oy, c + e * ox + 2.0 * f * oy
+    for i in range(len(rays)):
+        dx, dy, dz = across[i]
+        quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
+        linear = dz - slope_x * dx - slope_y * dy
+        # This form of the root tends to the plane's intersection as the curvature vanishes.
+        distance = 2.0 * constant / (math.sqrt(linear * linear - 4.0 * quadratic * constant) - linear)
+        if not distance > 0.0:
+            distance = math.nan
+        local[i, 0] = ox + distance * dx
+        local[i, 1] = oy + distance * dy
+        local[i, 2] = oz + distance * dz
+    return local
 
 
+@compiled
+def _enter(points: Array, origin: Array, axes: Array, coefficients: Array) -> tuple[Array, Array, Array, float]:
+    ends, entries = _rotate(axes, points), _cast(points, origin, axes, coefficients)
+    ox, oy, oz = _eye(origin, axes)
+    a, b, c, d, e, f = coefficients
+    places, drifts, depths = np.empty((len(points), 2)), np.empty((len(points), 2)), np.empty(len(points))
+    cosines = 0.0
+    for i in range(len(points)):
+        dx, dy, dz = ends[i]
+        x, y = entries[i, 0], entries[i, 1]
+        sinking = (b + 2.0 * d * x + e * y) * dx + (c + e * x + 2.0 * f * y) * dy - dz
+        cosines += sinking / math.sqrt(dx * dx + dy * dy + dz * dz)
+        places[i, 0], places[i, 1] = x, y
+        drifts[i, 0], drifts[i, 1] = dx / sinking, dy / sinking
+        x, y = ox + dx, oy + dy
+        depths[i] = a + (b + d * x + e * y) * x + (c + f * y) * y - oz - dz
+    return places, drifts, depths, cosines / len(points)
+
+
+@compiled
+def _point_at(x: float, y: float, origin: Array, axes: Array, coefficients: Array) -> tuple[Array, Array]:
+    a, b, c, d, e, f = coefficients
+    z = a + (b + d * x + e * y) * x + (c + f * y) * y
+    slope_x, slope_y = b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
+    length = math.sqrt(1.0 + slope_x * slope_x + slope_y * slope_y)
+    point, normal = np.empty(3), np.empty(3)
+    for axis in range(3):
+        point[axis] = origin[axis] + x * axes[0, axis] + y * axes[1, axis] + z * axes[2, axis]
+        normal[axis] = (axes[2, axis] - slope_x * axes[0, axis] - slope_y * axes[1, axis]) / length
+    return point, normal
+
+
+@compiled
+def _elevation_variance(covariance: Array, x: float, y: float) -> float:
+    basis = (1.0, x, y, x * x, x * y, y * y)
+    variance = 0.0
+    for row in range(6):
+        for column in range(6):
+            variance += basis[row] * covariance[row, column] * basis[column]
+    return variance
+
+
+@compiled
+def _cross(a: Array, b: Array, into: Array) -> None:
+    """Writes the unit vector along the cross product."""
+    into[0], into[1], into[2] = a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+    length = math.sqrt(into[0] ** 2 + into[1] ** 2 + into[2] ** 2)
+    for axis in range(3):
+        into[axis] /= length
+
+
+@compiled
+def _tangent_frame(sight: Array) -> Array:
+    """(3, 3), rows: two axes across the sight and the sight itself, units."""
+    tangent, up = np.zeros((3, 3)), np.zeros(3)
+    length = math.sqrt(sight[0] ** 2 + sight[1] ** 2 + sight[2] ** 2)
+    for axis in range(3):
+        tangent[2, axis] = sight[axis] / length
+    if abs(tangent[2, 2]) < 0.5:
+        up[2] = 1.0
+    else:
+        up[1] = -1.0
+    _cross(tangent[2], up, tangent[0])
+    _cross(tangent[2], tangent[0], tangent[1])
+    return tangent
+
+
+@compiled
+def _see_ring(points: Array, sight: Array, patch_size: float) -> tuple[Array, Array, NDArray[np.int64], int]:
+    """The fields of a `_Ring`."""
+    count = len(points)
+    tangent = _tangent_frame(sight)
+    directions, ranges, patches = np.empty((count, 3)), np.empty(count), np.empty(count, np.int64)
+    columns, rows = np.empty(count, np.int64), np.empty(count, np.int64)
+    left, top, right, bottom = 0, 0, 0, 0
+    for i in range(count):
+        x, y, z = points[i]
+        ranges[i] = math.sqrt(x * x + y * y + z * z)
+        for axis in range(3):
+            directions[i, axis] = points[i, axis] / ranges[i]
+        size = ranges[i] * patch_size
+        columns[i] = math.floor((tangent[0, 0] * x + tangent[0, 1] * y + tangent[0, 2] * z) / size)
+        rows[i] = math.floor((tangent[1, 0] * x + tangent[1, 1] * y + tangent[1, 2] * z) / size)
+        left, top = min(left, columns[i]), min(top, rows[i])
+        right, bottom = max(right, columns[i]), max(bottom, rows[i])
+    for i in range(count):
+        patches[i] = (columns[i] - left) * (bottom - top + 1) + rows[i] - top
+    return directions, ranges, patches, (right - left + 1) * (bottom - top + 1)
+
+
+@compiled
 def _robust_std(residuals: Array, parameters: int) -> float:
     """Deviation of normal `residuals` of a fit of so many parameters, from their median absolute value."""
     count = len(residuals)
-    median = float(np.partition(np.abs(residuals), count // 2)[count // 2])
+    sizes = np.empty(count)
+    for i in range(count):
+        sizes[i] = abs(residuals[i])
+    median = select(sizes, count // 2)
     return max(_MAD_TO_STD * median * math.sqrt(count / max(count - parameters, 1)), _NOISE_FLOOR_M)
 
 
-def _biweight(residuals: Array, scale: float) -> Array:
-    return np.asarray(np.maximum(1.0 - (residuals / (_TUKEY * scale)) ** 2, 0.0) ** 2)
+@compiled
+def _invert(matrix: Array, terms: int) -> Array:
+    """Inverse of the first `terms` rows and columns of a symmetric positive matrix, columns scaled. Zero when it has
+    none, and in the rest.
+    """
+    inverse = np.zeros_like(matrix)
+    for i in range(terms):
+        if not matrix[i, i] > 0.0:
+            return inverse
+    scales = np.empty(terms)
+    for i in range(terms):
+        scales[i] = 1.0 / math.sqrt(matrix[i, i])
+    # Cholesky's lower factor, inverted in place
+    lower = np.zeros((terms, terms))
+    for i in range(terms):
+        for j in range(i + 1):
+            rest = matrix[i, j] * scales[i] * scales[j]
+            for k in range(j):
+                rest -= lower[i, k] * lower[j, k]
+            if i == j:
+                if not rest > 1e-14:
+                    return inverse
+                lower[i, i] = math.sqrt(rest)
+            else:
+                lower[i, j] = rest / lower[j, j]
+    for j in range(terms):
+        lower[j, j] = 1.0 / lower[j, j]
+        for i in range(j + 1, terms):
+            rest = 0.0
+            for k in range(j, i):
+                rest -= lower[i, k] * lower[k, j]
+            lower[i, j] = rest / lower[i, i]
+    for i in range(terms):
+        for j in range(i + 1):
+            total = 0.0
+            for k in range(i, terms):
+                total += lower[k, i] * lower[k, j]
+            inverse[i, j] = inverse[j, i] = total * scales[i] * scales[j]
+    return inverse
+
+
+@compiled
+def _start_plane(directions: Array, ranges: Array, sight: Array) -> tuple[float, float, Array, Array]:
+    """A plane through some of the points: its inverse depth is linear in the tangents u, v of the viewing angles.
+
+    Returns the smaller over the larger variance of these, the cosine of incidence, and a `Surface`'s origin and axes.
+    """
+    tangent = _tangent_frame(sight)
+    count = len(ranges)
+    step = count // _START_POINTS + 1
+    picked = (count + step - 1) // step
+    u, v, depth = np.empty(picked), np.empty(picked), np.empty(picked)
+    seen = _rotate(tangent, directions[::step].copy())
+    mean_u, mean_v = 0.0, 0.0
+    for i in range(picked):
+        u[i], v[i], depth[i] = seen[i, 0] / seen[i, 2], seen[i, 1] / seen[i, 2], ranges[i * step] * seen[i, 2]
+        mean_u += u[i] / picked
+        mean_v += v[i] / picked
+    uu, uv, vv = 0.0, 0.0, 0.0
+    for i in range(picked):
+        uu += (u[i] - mean_u) ** 2
+        uv += (u[i] - mean_u) * (v[i] - mean_v)
+        vv += (v[i] - mean_v) ** 2
+    root = math.sqrt((uu - vv) ** 2 + 4.0 * uv * uv)
+    spread = (uu + vv - root) / (uu + vv + root)
+
+    inverse_depth = np.zeros(3)
+    residuals = np.empty(picked)
+    for iteration in range(_IRLS_STEPS + 1):
+        scale = 1.0
+        if iteration > 0:
+            for i in range(picked):
+                residuals[i] = depth[i] - 1.0 / (inverse_depth[0] + inverse_depth[1] * u[i] + inverse_depth[2] * v[i])
+            scale = _robust_std(residuals, len(inverse_depth))
+        normal, pull = np.zeros((3, 3)), np.zeros(3)
+        for i in range(picked):
+            if iteration == 0:  # straight to the inverse depths, each as good as its depth
+                weight, target = depth[i] ** 4, 1.0 / depth[i]
+            else:
+                fitted = depth[i] - residuals[i]
+                if iteration <= _L1_STEPS:
+                    weight = scale / max(abs(residuals[i]), scale)
+                else:
+                    weight = max(1.0 - (residuals[i] / (_TUKEY * scale)) ** 2, 0.0) ** 2
+                weight *= fitted**4
+                target = -residuals[i] / fitted**2
+            normal[0, 0] += weight
+            normal[1, 0] += weight * u[i]
+            normal[2, 0] += weight * v[i]
+            normal[1, 1] += weight * u[i] * u[i]
+            normal[2, 1] += weight * u[i] * v[i]
+            normal[2, 2] += weight * v[i] * v[i]
+            pull[0] += weight * target
+            pull[1] += weight * target * u[i]
+            pull[2] += weight * target * v[i]
+        inverse = _invert(normal, len(inverse_depth))
+        first = 0.0
+        for row in range(3):
+            change = inverse[row, 0] * pull[0] + inverse[row, 1] * pull[1] + inverse[row, 2] * pull[2]
+            inverse_depth[row] += change
+            if row == 0:
+                first = change
+        if iteration > _L1_STEPS and abs(first) < _CONVERGED * scale * inverse_depth[0] ** 2:
+            break
+
+    length = math.sqrt(inverse_depth[0] ** 2 + inverse_depth[1] ** 2 + inverse_depth[2] ** 2)
+    origin, axes, up = np.empty(3), np.zeros((3, 3)), np.zeros(3)
+    for axis in range(3):
+        origin[axis] = tangent[2, axis] / inverse_depth[0]
+        across = inverse_depth[1] * tangent[0, axis] + inverse_depth[2] * tangent[1, axis]
+        axes[2, axis] = -(inverse_depth[0] * tangent[2, axis] + across) / length
+    if abs(axes[2, 1]) < 0.9:
+        up[1] = 1.0
+    else:
+        up[2] = 1.0
+    _cross(up, axes[2], axes[0])
+    _cross(axes[2], axes[0], axes[1])
+    return spread, inverse_depth[0] / length, origin, axes
+
+
+@compiled
+def _refine_coefficients(
+    coefficients: Array,
+    origin: Array,
+    axes: Array,
+    directions: Array,
+    ranges: Array,
+    patches: NDArray[np.int64],
+    patch_count: int,
+    terms: int,
+) -> tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]:
+    """Fits the first `terms` of the coefficients in place.
+
+    Returns the robust deviation, the share of rays that missed, the sum of the weights, the mean cosine of incidence,
+    the inverse of the normal matrix (6, 6), the squared curvature over its covariance of unit noise (for a plane: that
+    of the next step to a quadric), and what `_correlated_part` takes first.
+    """
+    count = len(ranges)
+    across = _rotate(axes, directions)
+    ox, oy, oz = _eye(origin, axes)
+    x, y, slant, residuals = np.empty(count), np.empty(count), np.empty(count), np.empty(count)
+    unscaled, normal, pull = np.zeros((6, 6)), np.zeros((6, 6)), np.zeros(6)
+    scale, weight_sum = 0.0, 0.0
+    for iteration in range(_MAX_REFINE_STEPS + 1):
+        a, b, c, d, e, f = coefficients
+        constant = oz - (a + (b + d * ox + e * oy) * ox + (c + f * oy) * oy)
+        slope_x, slope_y = b + 2.0 * d * ox + e * oy, c + e * ox + 2.0 * f * oy
+        met = 0
+        for i in range(count):
+            dx, dy, dz = across[i]
+            quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
+            linear = dz - slope_x * dx - slope_y * dy
+            distance = 2.0 * constant / (math.sqrt(linear * linear - 4.0 * quadratic * constant) - linear)
+            x[i], y[i] = ox + distance * dx, oy + distance * dy
+            cosine = (b + 2.0 * d * x[i] + e * y[i]) * dx + (c + e * x[i] + 2.0 * f * y[i]) * dy - dz
+            if cosine > 0.0 and distance > 0.0:
+                residuals[i], slant[i] = ranges[i] - distance, 1.0 / cosine
+                met += 1
+            else:
+                residuals[i], slant[i], x[i], y[i] = 0.0, 0.0, 0.0, 0.0
+        if met < (1.0 - _MAX_MISSED) * count:
+            break
+        scale = _robust_std(residuals, terms)
+        m00 = m10 = m01 = m20 = m11 = m02 = m30 = m21 = m12 = m03 = m40 = m31 = m22 = m13 = m04 = 0.0
+        p00 = p10 = p01 = p20 = p11 = p02 = 0.0
+        weight_sum = 0.0
+        for i in range(count):
+            weight = max(1.0 - (residuals[i] / (_TUKEY * scale)) ** 2, 0.0) ** 2
+            weight_sum += weight
+            # the derivative of a residual by the elevation is minus the slant
+            pull_here = -weight * slant[i] * residuals[i]
+            here = weight * slant[i] ** 2
+            xi, yi = x[i], y[i]
+            xx, xy, yy = xi * xi, xi * yi, yi * yi
+            m00 += here
+            m10 += here * xi
+            m01 += here * yi
+            m20 += here * xx
+            m11 += here * xy
+            m02 += here * yy
+            m30 += here * xx * xi
+            m21 += here * xx * yi
+            m12 += here * yy * xi
+            m03 += here * yy * yi
+            m40 += here * xx * xx
+            m31 += here * xx * xy
+            m22 += here * xx * yy
+            m13 += here * xy * yy
+            m04 += here * yy * yy
+            p00 += pull_here
+            p10 += pull_here * xi
+            p01 += pull_here * yi
+            p20 += pull_here * xx
+            p11 += pull_here * xy
+            p02 += pull_here * yy
+        moments = (
+            (m00, m10, m01, m20, m11, m02),
+            (m10, m20, m11, m30, m21, m12),
+            (m01, m11, m02, m21, m12, m03),
+            (m20, m30, m21, m40, m31, m22),
+            (m11, m21, m12, m31, m22, m13),
+            (m02, m12, m03, m22, m13, m04),
+        )
+        for row in range(6):
+            for column in range(6):
+                normal[row, column] = moments[row][column]
+        pulls = (p00, p10, p01, p20, p11, p02)
+        for row in range(6):
+            pull[row] = pulls[row]
+        unscaled = _invert(normal, terms)
+        change = np.zeros(6)
+        for row in range(terms):
+            for column in range(terms):
+                change[row] += unscaled[row, column] * pull[column]
+        if iteration == _MAX_REFINE_STEPS or abs(change[0]) < _CONVERGED * scale:
+            break
+        for row in range(terms):
+            coefficients[row] += change[row]
+
+    met, inside, cosines = 0, 0, 0.0
+    numbers, sums = np.zeros(patch_count), np.zeros(patch_count)
+    for i in range(count):
+        if slant[i] > 0.0:
+            met += 1
+            if abs(residuals[i]) < _TUKEY * scale:
+                inside += 1
+                cosines += 1.0 / slant[i]
+                numbers[patches[i]] += 1.0
+                sums[patches[i]] += residuals[i]
+    filled, squared_numbers, explained = 0, 0.0, 0.0
+    for patch in range(patch_count):
+        if numbers[patch] > 0.0:
+            filled += 1
+            squared_numbers += numbers[patch] ** 2
+            explained += sums[patch] ** 2 / numbers[patch]
+    whole = _invert(normal, len(pull))
+    bend, variance = np.zeros(3), np.zeros((3, 3))
+    for row in range(3):
+        bend[row] = coefficients[3 + row]
+        if terms == 3:
+            for column in range(6):
+                bend[row] += whole[3 + row, column] * pull[column]
+        for column in range(3):
+            variance[row, column] = whole[3 + row, 3 + column]
+    information = _invert(variance, len(bend))
+    wald = 0.0
+    for row in range(3):
+        for column in range(3):
+            wald += bend[row] * information[row, column] * bend[column]
+    mean_cosine = cosines / inside if inside > 0 else math.nan
+    within = (filled, inside, squared_numbers, explained)
+    return scale, 1.0 - met / count, weight_sum, mean_cosine, unscaled, wald, within

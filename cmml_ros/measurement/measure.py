@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cmml_ros.config import MeasurementConfig, SurfaceConfig
 from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import ProjectedCloud
+from cmml_ros.geometry.compiled import as_compiled, compiled
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.measurement.rim import Rim, find_boundary_std, find_rim_level, outline_in_image
-from cmml_ros.measurement.shape_prior import Opening, Prior, Readings, fit_cavity
+from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
+from cmml_ros.measurement.shape_prior import Opening, Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import (
     UPPER_95,
     Budget,
@@ -28,7 +29,7 @@ from cmml_ros.measurement.uncertainty import (
     find_undamaged_std,
 )
 
-__all__ = ['is_flat', 'measure', 'outline_in_image']
+__all__ = ['is_flat', 'measure', 'outline_in_image', 'prepare']
 
 Array = NDArray[np.float64]
 
@@ -46,12 +47,8 @@ _MAX_UNSEEN_SHARE = 0.2
 _MAX_PRIOR_SHARE = 0.5
 # Coverage from which a ray passes the opening and not its edge, over that of the rim.
 _INSIDE = 1.5
-# Readings beyond so many radii lie under an undercut rim, outside the rim polygon.
-_UNDERCUT = 1.1
-# Readings beyond so many radii tell how deep it is at the rim.
-_RIM_ZONE = 0.9
-_OUTLIER = 6.0
-_MAD_TO_STD = 1.4826
+# Points are sorted by tiles of so many pixels a side.
+_TILE_PX = 16
 
 
 def measure(
@@ -74,9 +71,37 @@ def measure(
         return [Measurement.unknown(status, reason) for _ in masks]
     if extrinsic is None:
         extrinsic = ExtrinsicStd(config.extrinsic_rotation_std_rad, config.extrinsic_translation_std_m)
-    points = _PointMap(projected, camera)
-    occupied = _find_occupied(masks, camera, surface)
-    return [_measure_one(mask, points, occupied, camera, surface, config, extrinsic) for mask in masks]
+    points = _PointMap.from_cloud(projected, camera)
+    rings = [None if rim is None else _Ring.around(rim, surface) for rim in see_rims(masks, camera)]
+    occupied = np.zeros((camera.height, camera.width), bool)
+    for ring in rings:
+        if ring is not None:
+            _mark_near(occupied, *ring.surroundings, ring.gap_px)
+    return [
+        _measure_one(mask, ring, points, occupied, camera, surface, config, extrinsic)
+        for mask, ring in zip(masks, rings, strict=True)
+    ]
+
+
+def prepare() -> None:
+    """Has all that is compiled in memory, so that no frame waits for it: half a minute once per machine, else a second.
+
+    Measures an airhole of 20 px in a wall of points, through a lens.
+    """
+    camera = Camera(160, 120, 160.0, 160.0, 79.5, 59.5, 'plumb_bob', (0.01, 0.0, 0.0, 0.0))
+    pixels = np.stack(np.meshgrid(np.arange(2.0, 158.0, 2.0), np.arange(2.0, 118.0, 2.0)), axis=-1).reshape(-1, 2)
+    offset = np.hypot(*(pixels - (79.5, 59.5)).T) / 10.0
+    points = camera.rays(pixels) * (0.3 + 0.01 * np.sqrt(np.maximum(1.0 - offset**2, 0.0)))[:, None]
+    v, u = np.indices((24, 24))
+    coverage = np.clip(10.5 - np.hypot(u - 11.5, v - 11.5), 0.0, 1.0).astype(np.float32)
+    (measured,) = measure(
+        [InstanceMask(coverage, 68, 48, 1.0)],
+        ProjectedCloud(points, pixels),
+        camera,
+        SurfaceConfig(),
+        MeasurementConfig(),
+    )
+    assert measured.volume_status is Status.MEASURED, measured.reason
 
 
 def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
@@ -91,79 +116,56 @@ def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
     return bool(measurement.volume_upper_bound_m3 < least_m3)
 
 
+@dataclass(frozen=True, eq=False)
 class _PointMap:
     """Points by the pixel they project to.
 
-    points: (N, 3) camera frame, pixels: (N, 2) where they project to, columns and rows: (N,) the same in whole pixels.
+    points: (N, 3) camera frame, pixels: (N, 2) where they project to. order: numbers of the usable points, tile by tile
+    along rows of tiles, and in a tile in the order of the cloud. starts: (rows, columns + 1) where in `order` a tile
+    begins.
     """
 
-    def __init__(self, projected: ProjectedCloud, camera: Camera) -> None:
-        usable = np.isfinite(projected.points_camera).all(axis=1) & (projected.points_camera[:, 2] > 0.0)
-        usable &= camera.contains(projected.pixels)
-        self.points = projected.points_camera[usable]
-        self.pixels = projected.pixels[usable]
-        self.columns, self.rows = np.rint(self.pixels).astype(np.int32).T
-        # Tiles are numbered along rows, so that a run of tiles is one slice; 16 bits make the sort a radix sort.
-        self._tile_px = 16
-        while (camera.width // self._tile_px + 1) * (camera.height // self._tile_px + 1) > np.iinfo(np.uint16).max:
-            self._tile_px *= 2
-        self._tiles_x = camera.width // self._tile_px + 1
-        self._tiles_y = camera.height // self._tile_px + 1
-        tiles = (self.rows // self._tile_px * self._tiles_x + self.columns // self._tile_px).astype(np.uint16)
-        self._order = np.argsort(tiles, kind='stable')
-        counts = np.bincount(tiles, minlength=self._tiles_x * self._tiles_y)
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+    points: Array
+    pixels: Array
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
-    def find(self, left: int, top: int, width: int, height: int) -> NDArray[np.int64]:
-        """Numbers of the points in a box of pixels, which may reach beyond the image."""
-        first, last = (min(max(u // self._tile_px, 0), self._tiles_x - 1) for u in (left, left + width - 1))
-        low, high = (min(max(v // self._tile_px, 0), self._tiles_y - 1) for v in (top, top + height - 1))
-        runs = [
-            self._order[self._starts[row * self._tiles_x + first] : self._starts[row * self._tiles_x + last + 1]]
-            for row in range(low, high + 1)
-        ]
-        found = np.concatenate(runs)
-        u, v = self.columns[found], self.rows[found]
-        return np.asarray(found[(u >= left) & (u < left + width) & (v >= top) & (v < top + height)])
+    @classmethod
+    def from_cloud(cls, projected: ProjectedCloud, camera: Camera) -> _PointMap:
+        points, pixels = as_compiled(projected.points_camera), as_compiled(projected.pixels)
+        order, starts = _sort_by_tile(points, pixels, camera.width, camera.height)
+        return cls(points, pixels, order, starts)
 
 
-def _has_area(mask: InstanceMask) -> bool:
-    return bool(np.isfinite(mask.coverage).all() and mask.area_px > 0.0)
+@dataclass(frozen=True, eq=False)
+class _Ring:
+    """Where undamaged surface is looked for first: from gap_px outside the rim, width_px wide.
+
+    surroundings: as from `_distance_outside`, as far as it reaches.
+    """
+
+    rim: SeenRim
+    gap_px: float
+    width_px: float
+    surroundings: tuple[NDArray[np.float32], int, int]
+
+    @classmethod
+    def around(cls, rim: SeenRim, config: SurfaceConfig) -> _Ring:
+        gap_px = max(config.gap_ratio * rim.diameter_px, config.min_gap_px)
+        width_px = max(config.width_ratio * rim.diameter_px, config.min_width_px)
+        return cls(rim, gap_px, width_px, _distance_outside(rim, gap_px + width_px))
 
 
-def _ring_px(mask: InstanceMask, surface: SurfaceConfig) -> tuple[float, float]:
-    """Where the ring starts outside the rim, and its width."""
-    diameter = mask.equivalent_diameter_px
-    return max(surface.gap_ratio * diameter, surface.min_gap_px), max(
-        surface.width_ratio * diameter, surface.min_width_px
-    )
-
-
-def _distance_outside(mask: InstanceMask, reach_px: float) -> tuple[NDArray[np.float32], int, int]:
+def _distance_outside(rim: SeenRim, reach_px: float) -> tuple[NDArray[np.float32], int, int]:
     """Distance of each pixel from the mask, on a window `reach_px` larger than it, and the window's left and top."""
     margin = math.ceil(reach_px) + 1
-    outside = np.pad((mask.coverage < find_rim_level(mask)).astype(np.uint8), margin, constant_values=1)
-    distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_5)
-    return np.asarray(distance, np.float32), mask.left - margin, mask.top - margin
-
-
-def _find_occupied(masks: Sequence[InstanceMask], camera: Camera, surface: SurfaceConfig) -> NDArray[np.bool_]:
-    """Pixels too near to any airhole to show undamaged surface, (H, W)."""
-    occupied = np.zeros((camera.height, camera.width), bool)
-    for mask in masks:
-        if not _has_area(mask):
-            continue
-        gap, _ = _ring_px(mask, surface)
-        distance, left, top = _distance_outside(mask, gap)
-        bottom, right = top + distance.shape[0], left + distance.shape[1]
-        part = occupied[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-        near = distance[max(-top, 0) :, max(-left, 0) :] < gap
-        part |= near[: part.shape[0], : part.shape[1]]
-    return occupied
+    distance = cv2.distanceTransform(_find_outside(rim.coverage, rim.level, margin), cv2.DIST_L2, cv2.DIST_MASK_5)
+    return np.asarray(distance, np.float32), rim.left - margin, rim.top - margin
 
 
 def _measure_one(
     mask: InstanceMask,
+    ring: _Ring | None,
     points: _PointMap,
     occupied: NDArray[np.bool_],
     camera: Camera,
@@ -172,47 +174,46 @@ def _measure_one(
     extrinsic: ExtrinsicStd,
 ) -> Measurement:
     try:
-        if not _has_area(mask):
+        if ring is None:
             raise SurfaceError('the mask has no area')
-        surface = _fit_around(mask, points, occupied, camera, surface_config, config)
-        rim = Rim.from_mask(mask, camera, surface)
+        surface = _fit_around(ring, points, occupied, camera, surface_config, config)
+        rim = Rim.on_surface(ring.rim, surface)
     except SurfaceError as error:
         status = Status.CUT_BY_BORDER if mask.touches_border else Status.NO_POINTS
         return Measurement.unknown(status, str(error))
-    normal = surface.normal_at(rim.position[None])[0]
-    distance = float(np.linalg.norm(rim.position))
-    cosine = abs(float(normal @ rim.position)) / distance
+    distance = math.sqrt(float(rim.position @ rim.position))
+    cosine = abs(float(rim.normal @ rim.position)) / distance
     elevation_std = surface.elevation_std(*rim.centre)
     bias_m = assume_range_bias(surface.range_noise_m, config.range_bias_m)
     fit_distance_std = elevation_std / cosine
     shared_distance_std = math.hypot(bias_m, config.distance_std_m, extrinsic.translation_m)
-    distance_std = math.hypot(fit_distance_std, shared_distance_std)
-    placed = Measurement(
-        area_status=Status.CUT_BY_BORDER,
-        volume_status=Status.CUT_BY_BORDER,
+    placed = partial(
+        Measurement,
         position=rim.position,
-        normal=normal,
+        normal=rim.normal,
         outline=rim.outline,
-        position_std_m=distance_std,
+        position_std_m=math.hypot(fit_distance_std, shared_distance_std),
         range_noise_m=surface.range_noise_m,
-        reason='the image cuts the airhole',
     )
     if mask.touches_border:
-        return placed
+        return placed(Status.CUT_BY_BORDER, Status.CUT_BY_BORDER, reason='the image cuts the airhole')
 
     scale_std = 2.0 * fit_distance_std / distance
     scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
-    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, rim.perimeter_px)
-    boundary_std = boundary_std_px * rim.perimeter_px / mask.area_px
+    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, ring.rim.perimeter_px)
+    boundary_std = boundary_std_px * ring.rim.perimeter_px / ring.rim.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,
         bias=(scale_bias * rim.area) ** 2,
         boundary=(boundary_std * rim.area) ** 2,
     )
     major_axis_m, minor_axis_m = rim.axes
-    sized = replace(
+    opening = Opening.from_pixels(rim.pixel_xy, rim.pixel_areas, rim.outline_xy, rim.centre, rim.to_circle)
+    entries, drifts, depths, mean_cosine = surface.enter(_select_seen(ring.rim, points))
+    readings = opening.read(entries, drifts, depths, surface.range_noise_m * mean_cosine, rim.centre, rim.to_circle)
+    sized = partial(
         placed,
-        area_status=Status.MEASURED,
+        Status.MEASURED,
         area_m2=rim.area,
         area_std_m2=area_budget.std,
         area_budget=area_budget,
@@ -220,22 +221,17 @@ def _measure_one(
         equivalent_diameter_m=2.0 * math.sqrt(rim.area / math.pi),
         major_axis_m=major_axis_m,
         minor_axis_m=minor_axis_m,
-        reason='',
+        point_count=len(readings),
     )
-
-    opening = _make_opening(rim, surface)
-    readings = _find_readings(mask, points, surface, rim, opening)
-    sized = replace(sized, point_count=len(readings))
     if len(readings) == 0:
-        return replace(sized, volume_status=Status.NO_POINTS, reason='no range point inside the rim')
+        return sized(Status.NO_POINTS, reason='no range point inside the rim')
     surface_std = math.hypot(elevation_std, surface.patch_std_m)
     undamaged_std = find_undamaged_std(readings.std, len(readings), surface_std, bias_m)
-    mean_depth = _find_robust_mean(readings.depths)
+    mean_depth = readings.robust_mean
     limit = config.detection_factor * undamaged_std
     if mean_depth < limit:
-        return replace(
-            sized,
-            volume_status=Status.BELOW_DETECTION_LIMIT,
+        return sized(
+            Status.BELOW_DETECTION_LIMIT,
             volume_upper_bound_m3=rim.area * (max(mean_depth, 0.0) + UPPER_95 * undamaged_std),
             reason=f'mean depth {mean_depth * 1e3:.2f} mm is below the detection limit of {limit * 1e3:.2f} mm',
         )
@@ -249,8 +245,8 @@ def _measure_one(
     )
     cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
     volume, depth = cavity.volume, cavity.depth_max
-    at_rim = readings.depths[opening.relative_radius(readings.places) > _RIM_ZONE]
-    rim_depth = max(float(at_rim.mean()), 0.0) if len(at_rim) else mean_depth
+    at_rim = opening.mean_at_rim(readings)
+    rim_depth = mean_depth if math.isnan(at_rim) else max(at_rim, 0.0)
     volume_budget = Budget(
         noise=volume.noise_variance,
         surface=(volume.common_response * elevation_std) ** 2,
@@ -262,6 +258,14 @@ def _measure_one(
         # Shifted against the mask, the readings leave a crescent of sound wall inside it, one diameter long.
         calibration=(extrinsic.shift_m(distance) * diameter * rim_depth) ** 2,
     )
+    volume_std = volume_budget.std
+    volume_upper_bound = volume.mean + UPPER_95 * volume_std
+    if few and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
+        return sized(
+            Status.BELOW_DETECTION_LIMIT,
+            volume_upper_bound_m3=volume_upper_bound,
+            reason=f'{len(readings)} range points inside the rim do not decide its depth',
+        )
     depth_budget = Budget(
         noise=depth.noise_variance,
         surface=(depth.common_response * elevation_std) ** 2,
@@ -269,33 +273,25 @@ def _measure_one(
         patch=(depth.common_response * surface.patch_std_m) ** 2,
         bias=(depth.common_response * bias_m) ** 2,
     )
-    if few and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
-        return replace(
-            sized,
-            volume_status=Status.BELOW_DETECTION_LIMIT,
-            volume_upper_bound_m3=volume.mean + UPPER_95 * volume_budget.std,
-            reason=f'{len(readings)} range points inside the rim do not decide its depth',
-        )
     guessed = few or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
     guessed = guessed or cavity.unseen_share > _MAX_UNSEEN_SHARE
-    return replace(
-        sized,
-        volume_status=Status.SHAPE_PRIOR if guessed else Status.MEASURED,
+    return sized(
+        Status.SHAPE_PRIOR if guessed else Status.MEASURED,
         depth_max_m=depth.mean,
         depth_max_std_m=depth_budget.std,
         depth_max_systematic_std_m=depth_budget.systematic_std,
         depth_budget=depth_budget,
         volume_budget=volume_budget,
         volume_m3=volume.mean,
-        volume_std_m3=volume_budget.std,
+        volume_std_m3=volume_std,
         volume_systematic_std_m3=volume_budget.systematic_std,
-        volume_upper_bound_m3=volume.mean + UPPER_95 * volume_budget.std,
+        volume_upper_bound_m3=volume_upper_bound,
         reason='part of the depth comes from the shape prior' if guessed else '',
     )
 
 
 def _fit_around(
-    mask: InstanceMask,
+    ring: _Ring,
     points: _PointMap,
     occupied: NDArray[np.bool_],
     camera: Camera,
@@ -303,92 +299,204 @@ def _fit_around(
     measurement_config: MeasurementConfig,
 ) -> Surface:
     """The surface through the ring around the rim, a ring as wide as it takes."""
-    coverage = mask.coverage.astype(np.float64)
-    column = coverage.sum(axis=0) @ np.arange(coverage.shape[1]) / coverage.sum()
-    row = coverage.sum(axis=1) @ np.arange(coverage.shape[0]) / coverage.sum()
-    sight = camera.rays(np.array([[mask.left + column, mask.top + row]]))[0]
+    sight = ring.rim.sight
     if not np.isfinite(sight).all():
         raise SurfaceError('the lens model has no rays at the airhole')
-    gap, base_width = _ring_px(mask, config)
-    width = base_width
-    angle = mask.equivalent_diameter_px / math.sqrt(camera.fx * camera.fy)
+    width = ring.width_px
+    angle = ring.rim.diameter_px / math.sqrt(camera.fx * camera.fy)
     fitted: Surface | None = None
     problem = SurfaceError('no range point around the rim')
-    whole = False
-    while not whole:
-        distance, left, top = _distance_outside(mask, gap + width)
-        box = (left, top, distance.shape[1], distance.shape[0])
-        whole = left <= 0 and top <= 0 and left + box[2] >= camera.width and top + box[3] >= camera.height
-        near = points.find(*box)
-        columns, rows = points.columns[near], points.rows[near]
-        outside = distance[rows - top, columns - left]
-        ring = near[(outside >= gap) & (outside <= gap + width) & ~occupied[rows, columns]]
-        ring = ring[:: len(ring) // config.max_points + 1]
-        grown = width / base_width
-        width *= _RING_GROWTH
-        if len(ring) < config.min_points:
-            if len(ring):
-                problem = SurfaceError(f'only {len(ring)} range points around the rim')
-            continue
-        try:
-            fitted = fit_surface(
-                points.points[ring],
-                sight,
-                patch_angle_rad=angle,
-                curvature_significance=config.curvature_significance,
-                range_noise_m=measurement_config.range_noise_m or None,
-            )
-        except SurfaceError as error:
-            problem = error
-            continue
-        distance_m = float(np.linalg.norm(fitted.origin))
-        std = fitted.elevation_std(0.0, 0.0)
-        near_enough = std < _ELEVATION_TARGET * angle * distance_m or grown >= _LOCAL_GROWTH
-        if near_enough and std < _DISTANCE_TARGET * distance_m:
+    distance, left, top = ring.surroundings
+    while True:
+        found = _select_ring(
+            points.points,
+            points.pixels,
+            points.order,
+            points.starts,
+            distance,
+            left,
+            top,
+            occupied,
+            ring.gap_px,
+            width,
+            config.max_points,
+        )
+        if len(found) < config.min_points:
+            if len(found):
+                problem = SurfaceError(f'only {len(found)} range points around the rim')
+        else:
+            try:
+                fitted = fit_surface(
+                    found,
+                    sight,
+                    patch_angle_rad=angle,
+                    curvature_significance=config.curvature_significance,
+                    range_noise_m=measurement_config.range_noise_m or None,
+                )
+            except SurfaceError as error:
+                problem = error
+            else:
+                distance_m = math.sqrt(float(fitted.origin @ fitted.origin))
+                std = fitted.elevation_std(0.0, 0.0)
+                good_enough = std < _ELEVATION_TARGET * angle * distance_m or width >= _LOCAL_GROWTH * ring.width_px
+                if good_enough and std < _DISTANCE_TARGET * distance_m:
+                    break
+        height, across = distance.shape
+        if left <= 0 and top <= 0 and left + across >= camera.width and top + height >= camera.height:
             break
+        width *= _RING_GROWTH
+        distance, left, top = _distance_outside(ring.rim, ring.gap_px + width)
     if fitted is None:
         raise problem
     return fitted
 
 
-def _make_opening(rim: Rim, surface: Surface) -> Opening:
-    outline = surface.to_local(rim.outline)[:, :2]
-    to_circle = rim.to_circle.T
-    return Opening.from_pixels(
-        (rim.pixel_xy - rim.centre) @ to_circle, rim.pixel_areas, (outline - rim.centre) @ to_circle
-    )
-
-
-def _find_readings(mask: InstanceMask, points: _PointMap, surface: Surface, rim: Rim, opening: Opening) -> Readings:
-    """The points seen through the opening, as depths below the surface.
+def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
+    """The points seen through the opening, (N, 3).
 
     A ray that passes the opening shows the cavity, wherever its end lies; noise along the ray does not move it in or
     out of the rim. Rays at the rim itself are left out: there a reading mixes two depths, and in an oblique view the
     depth jumps.
     """
-    near = points.find(*mask.roi)
-    places_px = points.pixels[near] - (mask.left, mask.top)
-    coverage = ndimage.map_coordinates(mask.coverage, places_px[:, ::-1].T, order=1, mode='nearest')
-    inside = points.points[near[coverage >= _INSIDE * find_rim_level(mask)]]
-    x, y, z = surface.to_local(inside).T
-    entries = surface.to_local(surface.intersect(inside))[:, :2]
-    directions = inside @ surface.axes.T
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    slope_x, slope_y = surface.slopes(entries[:, 0], entries[:, 1])
-    cosines = slope_x * directions[:, 0] + slope_y * directions[:, 1] - directions[:, 2]
-    to_circle = rim.to_circle.T
-    readings = Readings(
-        entries=(entries - rim.centre) @ to_circle,
-        drifts=directions[:, :2] / cosines[:, None] @ to_circle,
-        depths=surface.elevation(x, y) - z,
-        std=surface.range_noise_m * float(cosines.mean()) if len(cosines) else math.nan,
+    return _select_inside(
+        points.points,
+        points.pixels,
+        points.order,
+        points.starts,
+        rim.coverage,
+        rim.left,
+        rim.top,
+        _INSIDE * rim.level,
     )
-    play = 3.0 * readings.std / opening.radius * np.hypot(readings.drifts[:, 0], readings.drifts[:, 1])
-    return readings.select(opening.relative_radius(readings.places) < _UNDERCUT + play)
 
 
-def _find_robust_mean(values: Array) -> float:
-    """Mean without gross outliers."""
-    offsets = values - np.median(values)
-    spread = _MAD_TO_STD * float(np.median(np.abs(offsets)))
-    return float(values[np.abs(offsets) <= _OUTLIER * spread].mean())
+@compiled
+def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`order` and `starts` of a `_PointMap`."""
+    columns, rows = width // _TILE_PX + 1, height // _TILE_PX + 1
+    tiles = np.empty(len(points), np.int32)
+    counts = np.zeros(columns * rows + 1, np.int64)
+    for i in range(len(points)):
+        u, v = pixels[i]
+        tiles[i] = -1
+        if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
+            x, y, z = points[i]
+            if z > 0.0 and math.isfinite(x) and math.isfinite(y) and math.isfinite(z):
+                tiles[i] = int(v + 0.5) // _TILE_PX * columns + int(u + 0.5) // _TILE_PX
+                counts[tiles[i] + 1] += 1
+    starts = np.empty((rows, columns + 1), np.int64)
+    for tile in range(columns * rows):
+        counts[tile + 1] += counts[tile]
+    for row in range(rows):
+        for column in range(columns + 1):
+            starts[row, column] = counts[row * columns + column]
+    order = np.empty(counts[-1], np.int64)
+    for i in range(len(points)):
+        if tiles[i] >= 0:
+            order[counts[tiles[i]]] = i
+            counts[tiles[i]] += 1
+    return order, starts
+
+
+@compiled
+def _find_outside(coverage: NDArray[np.float32], level: float, margin: int) -> NDArray[np.uint8]:
+    """1 outside the mask, with a margin around it, and 0 inside."""
+    height, width = coverage.shape
+    outside = np.ones((height + 2 * margin, width + 2 * margin), np.uint8)
+    for row in range(height):
+        for column in range(width):
+            if coverage[row, column] >= level:
+                outside[row + margin, column + margin] = 0
+    return outside
+
+
+@compiled
+def _mark_near(
+    occupied: NDArray[np.bool_], distance: NDArray[np.float32], left: int, top: int, reach_px: float
+) -> None:
+    """Marks the pixels of the image nearer than `reach_px` to a mask: too near to show undamaged surface."""
+    for row in range(max(0, -top), min(distance.shape[0], occupied.shape[0] - top)):
+        for column in range(max(0, -left), min(distance.shape[1], occupied.shape[1] - left)):
+            if distance[row, column] < reach_px:
+                occupied[top + row, left + column] = True
+
+
+@compiled
+def _select_ring(
+    points: Array,
+    pixels: Array,
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    distance: NDArray[np.float32],
+    left: int,
+    top: int,
+    occupied: NDArray[np.bool_],
+    gap_px: float,
+    width_px: float,
+    max_points: int,
+) -> Array:
+    """Points from `gap_px` on, `width_px` wide, on pixels that no mask occupies, thinned evenly to `max_points`."""
+    height, width = distance.shape
+    rows, columns = starts.shape
+    first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
+    low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
+    most = 0
+    for row in range(low, high + 1):
+        most += starts[row, last + 1] - starts[row, first]
+    found = np.empty(max(most, 0), np.int64)
+    count = 0
+    for row in range(low, high + 1):
+        for i in range(starts[row, first], starts[row, last + 1]):
+            u, v = int(pixels[order[i], 0] + 0.5), int(pixels[order[i], 1] + 0.5)
+            if u >= left and u < left + width and v >= top and v < top + height and not occupied[v, u]:
+                outside = distance[v - top, u - left]
+                if outside >= gap_px and outside <= gap_px + width_px:
+                    found[count] = order[i]
+                    count += 1
+    return _take(points, found[:count][:: count // max_points + 1])
+
+
+@compiled
+def _take(points: Array, numbers: NDArray[np.int64]) -> Array:
+    taken = np.empty((len(numbers), 3))
+    for i in range(len(numbers)):
+        for axis in range(3):
+            taken[i, axis] = points[numbers[i], axis]
+    return taken
+
+
+@compiled
+def _select_inside(
+    points: Array,
+    pixels: Array,
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    coverage: NDArray[np.float32],
+    left: int,
+    top: int,
+    least: float,
+) -> Array:
+    """Points where the coverage, bilinear between the centres of its pixels, is at least that."""
+    height, width = coverage.shape
+    rows, columns = starts.shape
+    first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
+    low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
+    most = 0
+    for row in range(low, high + 1):
+        most += starts[row, last + 1] - starts[row, first]
+    found = np.empty(max(most, 0), np.int64)
+    count = 0
+    for row in range(low, high + 1):
+        for i in range(starts[row, first], starts[row, last + 1]):
+            u, v = pixels[order[i], 0] - left, pixels[order[i], 1] - top
+            if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
+                u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
+                column, below = int(u), int(v)
+                right, bottom = min(column + 1, width - 1), min(below + 1, height - 1)
+                share_u, share_v = u - column, v - below
+                upper = coverage[below, column] * (1.0 - share_u) + coverage[below, right] * share_u
+                lower = coverage[bottom, column] * (1.0 - share_u) + coverage[bottom, right] * share_u
+                if upper * (1.0 - share_v) + lower * share_v >= least:
+                    found[count] = order[i]
+                    count += 1
+    return _take(points, found[:count][::1])

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+
+from cmml_ros.geometry.compiled import compiled, select
 
 Array = NDArray[np.float64]
 
@@ -41,6 +42,10 @@ _LATERAL_STD = 0.5
 _MAX_LATERAL_STD = 0.2
 # So far from a reading, in radii, a place counts as unseen.
 _NEAR = 0.3
+# Readings beyond so many radii lie under an undercut rim, outside the rim polygon.
+_UNDERCUT = 1.1
+# Readings beyond so many radii tell how deep it is at the rim.
+_RIM_ZONE = 0.9
 _NEWTON_STEPS = 8
 _OUTLIER = 6.0
 _MAD_TO_STD = 1.4826
@@ -50,37 +55,44 @@ _MAD_TO_STD = 1.4826
 class Opening:
     """The rim and what lies within, along the surface, from the centroid, metres.
 
-    radius: of the circle of the same area. rim: (n, 2) polygon. cell_areas: (_CELLS^2,) area in each cell of the grid
-    over that circle.
+    radius: of the circle of the same area. rim_angles: (n,) ascending, and rim_stretch: (n,) how much further than on
+    that circle the rim is from the centre in their directions. cell_areas: (_CELLS^2,) area in each cell of the grid
+    over the circle.
     """
 
     radius: float
-    rim: Array
+    rim_angles: Array
+    rim_stretch: Array
     cell_areas: Array
 
     @classmethod
-    def from_pixels(cls, positions: Array, areas: Array, rim: Array) -> Opening:
-        """From the pixels within the rim, positions (N, 2) and covered areas (N,), condensed to cells."""
-        radius = math.sqrt(float(areas.sum()) / math.pi)
-        empty = cls(radius, rim, np.empty(0))
-        cells = _cell_numbers(positions / empty.stretch(positions)[:, None], radius)
-        return cls(radius, rim, np.asarray(np.bincount(cells, areas, minlength=_CELLS**2), np.float64))
+    def from_pixels(
+        cls, positions: Array, areas: Array, rim: Array, centre: tuple[float, float], to_circle: Array
+    ) -> Opening:
+        """From the pixels within the rim, positions (N, 2) and covered areas (N,), and the rim polygon, (n, 2).
 
-    @cached_property
-    def _polar_rim(self) -> tuple[Array, Array]:
-        angles = np.arctan2(self.rim[:, 1], self.rim[:, 0])
-        order = np.argsort(angles)
-        return angles[order], np.hypot(self.rim[order, 0], self.rim[order, 1]) / self.radius
+        centre and to_circle, (2, 2): that map the rim nearest to a circle around the origin.
+        """
+        return cls(*_open(positions, areas, rim, *centre, to_circle))
 
-    def stretch(self, positions: Array) -> Array:
-        """How much further than on the circle the rim is from the centre, in the direction of `positions`, (N,)."""
-        angles, stretch = self._polar_rim
-        there = np.interp(np.arctan2(positions[:, 1], positions[:, 0]), angles, stretch, period=2.0 * math.pi)
-        return np.asarray(np.maximum(there, _MIN_STRETCH))
+    def read(
+        self,
+        entries: Array,
+        drifts: Array,
+        depths: Array,
+        std: float,
+        centre: tuple[float, float],
+        to_circle: Array,
+    ) -> Readings:
+        """Readings as of `Surface.enter`, mapped like the rim, without those that end beyond it, under an overhang."""
+        inside = _read(entries, drifts, depths, std, *centre, to_circle, self.radius, self.rim_angles, self.rim_stretch)
+        return Readings(*inside, std)
 
-    def relative_radius(self, positions: Array) -> Array:
-        """Distance of `positions`, (N, 2), from the centre over that of the rim in the same direction, (N,)."""
-        return np.asarray(np.hypot(positions[:, 0], positions[:, 1]) / (self.radius * self.stretch(positions)))
+    def mean_at_rim(self, readings: Readings) -> float:
+        """Mean depth of those that end near the rim; NaN when there are none."""
+        return _mean_at_rim(
+            readings.entries, readings.drifts, readings.depths, self.radius, self.rim_angles, self.rim_stretch
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +100,7 @@ class Readings:
     """Depth readings inside one rim.
 
     entries: (N, 2) where their rays pass the opening. drifts: (N, 2) how far a ray goes sideways per metre of depth.
-    depths: (N,) below the surface. std: white noise of one depth, metres.
+    depths: (N,) below the surface. std: white noise of one depth, metres. All on the plane of an `Opening`.
     """
 
     entries: Array
@@ -100,13 +112,9 @@ class Readings:
         return len(self.depths)
 
     @property
-    def places(self) -> Array:
-        """Where they end, (N, 2)."""
-        return np.asarray(self.entries + self.drifts * self.depths[:, None])
-
-    def select(self, keep: NDArray[np.bool_]) -> Readings:
-        """Those to `keep`, (N,)."""
-        return Readings(self.entries[keep], self.drifts[keep], self.depths[keep], self.std)
+    def robust_mean(self) -> float:
+        """Mean of the depths without gross outliers."""
+        return _robust_mean(self.depths)
 
 
 @dataclass(frozen=True)
@@ -161,45 +169,20 @@ class EllipsoidCap:
     @property
     def volume(self) -> float:
         """Of the cap of a sphere pi h (3 a^2 + h^2) / 6, of half an ellipsoid 2/3 pi a^2 h."""
-        area = math.pi * self.radius**2
-        if self.depth < self.radius:
-            return area * self.depth / 2.0 * (1.0 + (self.depth / self.radius) ** 2 / 3.0)
-        return area * self.depth * 2.0 / 3.0
+        return _cap_volume(self.radius, self.depth)[0]
 
     @property
     def volume_per_depth(self) -> float:
         """Derivative of the volume, m2."""
-        area = math.pi * self.radius**2
-        return area / 2.0 * (1.0 + (self.depth / self.radius) ** 2) if self.depth < self.radius else area * 2.0 / 3.0
+        return _cap_volume(self.radius, self.depth)[1]
 
     def trace(self, entries: Array, drifts: Array) -> tuple[Array, Array]:
         """Depths at which rays meet the cap, and their derivative by the cap's depth, each (N,)."""
-        stretch, center, stretch_by_h, center_by_h = self._quadric
-        # |entry + drift d|^2 + stretch d^2 + 2 center d = radius^2
-        quadratic = stretch + np.einsum('ij,ij->i', drifts, drifts)
-        linear = center + np.einsum('ij,ij->i', entries, drifts)
-        squared = np.einsum('ij,ij->i', entries, entries)
-        constant = np.minimum(squared, (1.0 - _RIM_MARGIN) * self.radius**2) - self.radius**2
-        root = np.sqrt(linear**2 - quadratic * constant)
-        depths = -constant / (root + linear)
-        return depths, -(0.5 * stretch_by_h * depths + center_by_h) * depths / root
+        return _trace(entries, drifts, self.radius, self.depth)
 
     def depths(self, places: Array) -> tuple[Array, Array]:
         """Depths below `places`, (N, 2), and their derivative by the cap's depth, each (N,)."""
         return self.trace(places, np.zeros_like(places))
-
-    def gradients(self, places: Array, depths: Array) -> Array:
-        """Gradient of the depth along the surface at `places`, (N, 2), where the cap is `depths` deep. (N, 2)."""
-        stretch, center, _, _ = self._quadric
-        return np.asarray(-places / (stretch * depths + center)[:, None])
-
-    @property
-    def _quadric(self) -> tuple[float, float, float, float]:
-        """s and c of |place|^2 + s depth^2 + 2 c depth = radius^2, and their derivatives by the cap's depth."""
-        a, h = self.radius, self.depth
-        if h < a:
-            return 1.0, (a * a - h * h) / (2.0 * h), 0.0, -(a * a / h**2 + 1.0) / 2.0
-        return (a / h) ** 2, 0.0, -2.0 * a * a / h**3, 0.0
 
 
 def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_prior: bool) -> CavityPosterior:
@@ -208,24 +191,30 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
     Gaussian process regression of the deviation from the cap nearest to the readings (Rasmussen and Williams 2006,
     2.2 and 2.7), with the cap's depth as its explicit basis; the volume is an integral of it (O'Hagan 1991).
     """
-    depth, readings, noise = _fit_depth(opening, readings, prior if use_depth_prior else None)
-    cap = EllipsoidCap(opening.radius, depth)
-    cells = _condense(opening, cap, readings, noise)
-    field_std = _find_field_std(cells, prior.shape_std * depth)
-    if use_depth_prior:
-        field = _Field(cap, cells, prior.depth_mean, prior.depth_std, field_std)
-    else:
-        field = _Field(cap, cells, depth, opening.radius, field_std)
-
-    volume = field.infer_integral(opening.cell_areas)
-    prior_std = math.hypot(
-        cap.volume_per_depth * prior.depth_std, math.sqrt(field.integral_variance(opening.cell_areas))
+    grid = _grid()
+    volume, depth_max, volume_prior_std, unseen_share = _infer_cavity(
+        readings.entries,
+        readings.drifts,
+        readings.depths,
+        max(readings.std, 1e-4 * opening.radius),
+        opening.radius,
+        opening.rim_angles,
+        opening.rim_stretch,
+        opening.cell_areas,
+        prior.depth_mean,
+        prior.depth_std,
+        prior.shape_std,
+        use_depth_prior,
+        grid.distances,
+        grid.tapers,
+        grid.kernel,
+        grid.fine,
+        grid.fine_kernel,
+        grid.fine_variance,
+        grid.steepness,
+        grid.fine_steepness,
     )
-    # Cells without a reading nearby, where readings are dense enough to expect one.
-    reach = max(_NEAR, 1.5 * math.sqrt(math.pi / len(readings)))
-    unseen = _grid().distances[:, cells.numbers].min(axis=1) > reach
-    unseen_share = float(opening.cell_areas[unseen].sum() / opening.cell_areas.sum())
-    return CavityPosterior(field.infer_deepest(), volume, prior_std, unseen_share)
+    return CavityPosterior(Posterior(*depth_max), Posterior(*volume), volume_prior_std, unseen_share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +223,7 @@ class _Grid:
 
     places: (M, 2) of the cells. fine: (F, 2) places at which the deepest point is looked for. distances: (M, M)
     between cells. tapers: (M,).
-    kernel: (M, M), fine_kernel: (F, M), fine_variance: (F,), of a field of unit deviation. steepness: (M, 5), and
+    kernel: (M, M), fine_kernel: (M, F), fine_variance: (F,), of a field of unit deviation. steepness: (M, 5), and
     fine_steepness: (F, 5), how the depth answers to the steepness of the walls, over that of the cap.
     """
 
@@ -266,155 +255,539 @@ def _grid() -> _Grid:
         np.linalg.norm(places[:, None] - places[None], axis=2),
         _taper(places),
         _kernel(places, places),
-        _kernel(fine, places),
+        _kernel(places, fine),
         _taper(fine) ** 2,
         _steepness(places),
         _steepness(fine),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """Readings condensed to the cells of the grid that hold any: (M,) numbers of the cells, and (M,) of the rest.
-
-    deviations: from the cap, along the normal. by_depth: derivative of the cap's depth there by its greatest depth.
-    variances: of the deviations, and white_variances: the part of them that is white noise of the range.
-    """
-
-    numbers: NDArray[np.int64]
-    deviations: Array
-    by_depth: Array
-    variances: Array
-    white_variances: Array
-
-
-class _Field:
-    """Posterior of the cap's depth, a priori normal, and of the field of deviations from it."""
-
-    def __init__(self, cap: EllipsoidCap, cells: _Cells, depth_mean: float, depth_std: float, field_std: float) -> None:
-        grid = _grid()
-        self._cap = cap
-        self._cells = cells
-        self._shift = depth_mean - cap.depth
-        self._depth_variance = depth_std**2
-        self._field_variance = field_std**2
-        self._steepness_variance = (_STEEPNESS_STD * cap.depth) ** 2
-        steepness = grid.steepness[cells.numbers]
-        covariance = self._field_variance * grid.kernel[np.ix_(cells.numbers, cells.numbers)]
-        covariance += self._depth_variance * np.outer(cells.by_depth, cells.by_depth)
-        covariance += self._steepness_variance * (steepness @ steepness.T)
-        covariance[np.diag_indices(len(cells.numbers))] += cells.variances
-        self._factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
-        innovation = cells.deviations - cells.by_depth * self._shift
-        self._solved = cho_solve(self._factor, innovation, check_finite=False)
-
-    def integral_variance(self, areas: Array) -> float:
-        """Prior variance of the integral of the deviations over cells of `areas`, (_CELLS^2,)."""
-        grid = _grid()
-        steep = areas @ grid.steepness
-        return float(self._field_variance * (areas @ grid.kernel @ areas) + self._steepness_variance * (steep @ steep))
-
-    def infer_integral(self, areas: Array) -> Posterior:
-        """Posterior of the volume over cells of `areas`, (_CELLS^2,)."""
-        grid, numbers = _grid(), self._cells.numbers
-        to_cells = self._field_variance * (areas @ grid.kernel)[numbers]
-        to_cells += self._steepness_variance * (grid.steepness[numbers] @ (areas @ grid.steepness))
-        return self._infer(self._cap.volume, self._cap.volume_per_depth, to_cells, self.integral_variance(areas))
-
-    def infer_deepest(self) -> Posterior:
-        """Posterior of the depth where its mean is greatest."""
-        grid, numbers = _grid(), self._cells.numbers
-        cap_depths, by_depth = self._cap.depths(self._cap.radius * grid.fine)
-        depth_change = self._shift + self._depth_variance * float(self._cells.by_depth @ self._solved)
-        steep = self._steepness_variance * (self._solved @ grid.steepness[numbers])
-        depths = cap_depths + by_depth * depth_change + grid.fine_steepness @ steep
-        depths += self._field_variance * (grid.fine_kernel[:, numbers] @ self._solved)
-        deepest = int(np.argmax(depths))
-        to_cells = self._field_variance * grid.fine_kernel[deepest, numbers]
-        to_cells += self._steepness_variance * (grid.steepness[numbers] @ grid.fine_steepness[deepest])
-        variance = self._field_variance * float(grid.fine_variance[deepest])
-        variance += self._steepness_variance * float(grid.fine_steepness[deepest] @ grid.fine_steepness[deepest])
-        return self._infer(float(cap_depths[deepest]), float(by_depth[deepest]), to_cells, variance)
-
-    def _infer(self, cap_value: float, by_depth: float, to_cells: Array, variance: float) -> Posterior:
-        """Posterior of a linear functional of the depths.
-
-        cap_value: of the cap itself, by_depth: its derivative. to_cells: (M,) prior covariance of the functional of the
-        deviations with the cells, variance: its own.
-        """
-        gain = by_depth * self._depth_variance * self._cells.by_depth + to_cells
-        weights = cho_solve(self._factor, gain, check_finite=False)
-        total = by_depth**2 * self._depth_variance + variance - float(gain @ weights)
-        from_noise = float(weights**2 @ self._cells.white_variances)
-        mean = cap_value + by_depth * self._shift + float(gain @ self._solved)
-        return Posterior(mean, from_noise, max(total - from_noise, 0.0), float(weights.sum()))
+@compiled
+def _sort_by_angle(rim: Array, radius: float) -> tuple[Array, Array]:
+    """`rim_angles` and `rim_stretch` of an `Opening`."""
+    count = len(rim)
+    angles, stretch = np.empty(count), np.empty(count)
+    first, least = 0, math.inf
+    for i in range(count):
+        angle = math.atan2(rim[i, 1], rim[i, 0])
+        if angle < least:
+            first, least = i, angle
+    # From there the angles of a polygon hardly need sorting, once they ascend: insertion.
+    turn = 0.0
+    for i in range(count):
+        turn += rim[i - 1, 0] * rim[i, 1] - rim[i, 0] * rim[i - 1, 1]
+    step = 1 if turn > 0.0 else -1
+    for i in range(count):
+        x, y = rim[(first + step * i) % count]
+        angle = math.atan2(y, x)
+        j = i
+        while j > 0 and angles[j - 1] > angle:
+            angles[j], stretch[j] = angles[j - 1], stretch[j - 1]
+            j -= 1
+        angles[j], stretch[j] = angle, math.sqrt(x * x + y * y) / radius
+    return angles, stretch
 
 
-def _condense(opening: Opening, cap: EllipsoidCap, readings: Readings, noise: float) -> _Cells:
-    stretch = opening.stretch(readings.entries)[:, None]
-    traced, _ = cap.trace(readings.entries / stretch, readings.drifts / stretch)
-    misfit = readings.depths - traced
-    # Where on its ray a reading belongs: noise alone would leave it on the cap, what is no noise moves it.
-    trust = max(0.0, 1.0 - noise**2 / max(float(misfit @ misfit) / len(misfit), noise**2))
-    placed = traced + trust * misfit
-    places = readings.entries + readings.drifts * placed[:, None]
-    stretch = opening.stretch(places)[:, None]
-    places = places / stretch
-    expected, by_depth = cap.depths(places)
-    # One metre of depth along the ray is so much along the normal.
-    gradients = cap.gradients(places, expected)
-    slopes = 1.0 - np.einsum('ij,ij->i', readings.drifts / stretch, gradients)
-    deviations = placed - expected + slopes * (readings.depths - placed)
-
-    numbers = _cell_numbers(places, opening.radius)
-    lateral = opening.radius * min(_LATERAL_STD * math.sqrt(math.pi / len(readings)), _MAX_LATERAL_STD)
-    white = (slopes * noise) ** 2
-    weight = 1.0 / (white + lateral**2 * np.einsum('ij,ij->i', gradients, gradients))
-    total = np.bincount(numbers, weight)
-    filled = np.flatnonzero(total)
-    return _Cells(
-        numbers=filled,
-        deviations=np.bincount(numbers, weight * deviations)[filled] / total[filled],
-        by_depth=np.bincount(numbers, weight * by_depth)[filled] / total[filled],
-        variances=1.0 / total[filled],
-        white_variances=np.bincount(numbers, weight**2 * white)[filled] / total[filled] ** 2,
-    )
+@compiled
+def _stretch(x: float, y: float, angles: Array, stretch: Array) -> float:
+    """How much further than on the circle the rim is from the centre in the direction of (x, y)."""
+    angle = math.atan2(y, x)
+    first, last = 0, len(angles)  # the first of the angles beyond
+    while first < last:
+        middle = (first + last) // 2
+        if angles[middle] < angle:
+            first = middle + 1
+        else:
+            last = middle
+    after = first % len(angles)
+    span = (angles[after] - angles[after - 1]) % (2.0 * math.pi)
+    share = ((angle - angles[after - 1]) % (2.0 * math.pi)) / span if span > 0.0 else 0.0
+    there: float = stretch[after - 1] + share * (stretch[after] - stretch[after - 1])
+    return max(there, _MIN_STRETCH)
 
 
-def _fit_depth(opening: Opening, readings: Readings, prior: Prior | None) -> tuple[float, Readings, float]:
-    """Depth of the cap nearest to the readings (or most probable), the readings without outliers, their noise."""
-    a, std = opening.radius, max(readings.std, 1e-4 * opening.radius)
-    low, high = 0.02 * a, 4.0 * a
-    depth = min(max(2.0 * float(np.median(readings.depths)), low), high) if prior is None else prior.depth_mean
-    keep = np.ones(len(readings), bool)
-    stretch = opening.stretch(readings.entries)[:, None]
-    entries, drifts = readings.entries / stretch, readings.drifts / stretch
+@compiled
+def _cell_number(x: float, y: float) -> int:
+    """Of a place in radii."""
+    column = min(max(int((x + 1.0) * (0.5 * _CELLS)), 0), _CELLS - 1)
+    row = min(max(int((y + 1.0) * (0.5 * _CELLS)), 0), _CELLS - 1)
+    return column * _CELLS + row
+
+
+@compiled
+def _sum_by_cell(positions: Array, areas: Array, radius: float, angles: Array, stretch: Array) -> Array:
+    cells = np.zeros(_CELLS * _CELLS)
+    for i in range(len(areas)):
+        x, y = positions[i]
+        circle = radius * _stretch(x, y, angles, stretch)
+        cells[_cell_number(x / circle, y / circle)] += areas[i]
+    return cells
+
+
+@compiled
+def _open(
+    positions: Array, areas: Array, rim: Array, centre_x: float, centre_y: float, to_circle: Array
+) -> tuple[float, Array, Array, Array]:
+    """The fields of an `Opening`."""
+    area = 0.0
+    for i in range(len(areas)):
+        area += areas[i]
+    radius = math.sqrt(area / math.pi)
+    mapped, polygon = np.empty_like(positions), np.empty_like(rim)
+    for axis in range(2):
+        for i in range(len(positions)):
+            x, y = positions[i, 0] - centre_x, positions[i, 1] - centre_y
+            mapped[i, axis] = to_circle[axis, 0] * x + to_circle[axis, 1] * y
+        for i in range(len(rim)):
+            x, y = rim[i, 0] - centre_x, rim[i, 1] - centre_y
+            polygon[i, axis] = to_circle[axis, 0] * x + to_circle[axis, 1] * y
+    angles, stretch = _sort_by_angle(polygon, radius)
+    return radius, angles, stretch, _sum_by_cell(mapped, areas, radius, angles, stretch)
+
+
+@compiled
+def _read(
+    entries: Array,
+    drifts: Array,
+    depths: Array,
+    std: float,
+    centre_x: float,
+    centre_y: float,
+    to_circle: Array,
+    radius: float,
+    angles: Array,
+    stretch: Array,
+) -> tuple[Array, Array, Array]:
+    """Entries, drifts and depths of the `Readings` that end within the rim, to three deviations."""
+    places, ways, kept = np.empty_like(entries), np.empty_like(drifts), np.empty_like(depths)
+    count = 0
+    for i in range(len(depths)):
+        x, y = entries[i, 0] - centre_x, entries[i, 1] - centre_y
+        dx, dy = drifts[i]
+        x, y = to_circle[0, 0] * x + to_circle[0, 1] * y, to_circle[1, 0] * x + to_circle[1, 1] * y
+        dx, dy = to_circle[0, 0] * dx + to_circle[0, 1] * dy, to_circle[1, 0] * dx + to_circle[1, 1] * dy
+        end_x, end_y = x + dx * depths[i], y + dy * depths[i]
+        play = 3.0 * std / radius * math.sqrt(dx * dx + dy * dy)
+        reach = (_UNDERCUT + play) * radius * _stretch(end_x, end_y, angles, stretch)
+        if end_x * end_x + end_y * end_y < reach * reach:
+            places[count, 0], places[count, 1] = x, y
+            ways[count, 0], ways[count, 1] = dx, dy
+            kept[count] = depths[i]
+            count += 1
+    return places[:count], ways[:count], kept[:count]
+
+
+@compiled
+def _mean_at_rim(entries: Array, drifts: Array, depths: Array, radius: float, angles: Array, stretch: Array) -> float:
+    total, count = 0.0, 0
+    for i in range(len(depths)):
+        x, y = entries[i, 0] + drifts[i, 0] * depths[i], entries[i, 1] + drifts[i, 1] * depths[i]
+        if math.sqrt(x * x + y * y) > _RIM_ZONE * radius * _stretch(x, y, angles, stretch):
+            total += depths[i]
+            count += 1
+    return total / count if count > 0 else math.nan
+
+
+@compiled
+def _median(values: Array) -> float:
+    half = len(values) // 2
+    ordered = values.copy()
+    upper = select(ordered, half)
+    if len(values) % 2 == 1:
+        return upper
+    lower: float = ordered[0]  # what is left of the upper one is no larger
+    for i in range(half):
+        lower = max(lower, ordered[i])
+    return 0.5 * (lower + upper)
+
+
+@compiled
+def _robust_mean(values: Array) -> float:
+    middle = _median(values)
+    offsets = np.empty_like(values)
+    for i in range(len(values)):
+        offsets[i] = abs(values[i] - middle)
+    limit = _OUTLIER * _MAD_TO_STD * _median(offsets)
+    total, count = 0.0, 0
+    for i in range(len(values)):
+        if offsets[i] <= limit:
+            total += values[i]
+            count += 1
+    return total / count
+
+
+@compiled
+def _cap_volume(radius: float, depth: float) -> tuple[float, float]:
+    """Volume of an `EllipsoidCap`, and its derivative by the depth."""
+    area = math.pi * radius * radius
+    if depth < radius:
+        squared = (depth / radius) ** 2
+        return area * depth / 2.0 * (1.0 + squared / 3.0), area / 2.0 * (1.0 + squared)
+    return area * depth * 2.0 / 3.0, area * 2.0 / 3.0
+
+
+@compiled
+def _quadric(radius: float, depth: float) -> tuple[float, float, float, float]:
+    """s and c of |place|^2 + s depth^2 + 2 c depth = radius^2, and their derivatives by the cap's depth."""
+    if depth < radius:
+        squared = radius * radius
+        return 1.0, (squared - depth * depth) / (2.0 * depth), 0.0, -(squared / (depth * depth) + 1.0) / 2.0
+    ratio = radius / depth
+    return ratio * ratio, 0.0, -2.0 * ratio * ratio / depth, 0.0
+
+
+@compiled
+def _trace_ray(
+    x: float, y: float, drift_x: float, drift_y: float, radius: float, quadric: tuple[float, float, float, float]
+) -> tuple[float, float]:
+    """Depth at which a ray meets the cap, and its derivative by the cap's depth."""
+    stretch, center, stretch_by_h, center_by_h = quadric
+    # |entry + drift d|^2 + stretch d^2 + 2 center d = radius^2
+    quadratic = stretch + drift_x * drift_x + drift_y * drift_y
+    linear = center + x * drift_x + y * drift_y
+    constant = min(x * x + y * y, (1.0 - _RIM_MARGIN) * radius * radius) - radius * radius
+    root = math.sqrt(linear * linear - quadratic * constant)
+    depth = -constant / (root + linear)
+    return depth, -(0.5 * stretch_by_h * depth + center_by_h) * depth / root
+
+
+@compiled
+def _trace(entries: Array, drifts: Array, radius: float, depth: float) -> tuple[Array, Array]:
+    quadric = _quadric(radius, depth)
+    depths, by_depth = np.empty(len(entries)), np.empty(len(entries))
+    for i in range(len(entries)):
+        depths[i], by_depth[i] = _trace_ray(entries[i, 0], entries[i, 1], drifts[i, 0], drifts[i, 1], radius, quadric)
+    return depths, by_depth
+
+
+@compiled
+def _fit_depth(
+    entries: Array,
+    drifts: Array,
+    depths: Array,
+    noise: float,
+    radius: float,
+    rim_angles: Array,
+    rim_stretch: Array,
+    prior_mean: float,
+    prior_std: float,
+) -> tuple[float, NDArray[np.bool_]]:
+    """Depth of the cap nearest to the readings, or most probable when there is a prior, and which are no outliers."""
+    count = len(depths)
+    circle = np.empty((count, 4))  # entries and drifts on the circle
+    for i in range(count):
+        x, y = entries[i]
+        stretch = _stretch(x, y, rim_angles, rim_stretch)
+        circle[i, 0], circle[i, 1] = x / stretch, y / stretch
+        circle[i, 2], circle[i, 3] = drifts[i, 0] / stretch, drifts[i, 1] / stretch
+    low, high = 0.02 * radius, 4.0 * radius
+    informed = prior_std < math.inf
+    depth = prior_mean if informed else min(max(2.0 * _median(depths), low), high)
+    keep = np.ones(count, np.bool_)
+    residuals, slopes, sizes = np.empty(count), np.empty(count), np.empty(count)
     for step in range(_NEWTON_STEPS):
-        traced, by_depth = EllipsoidCap(a, depth).trace(entries, drifts)
-        residuals = readings.depths - traced
+        quadric = _quadric(radius, depth)
+        for i in range(count):
+            traced, slopes[i] = _trace_ray(circle[i, 0], circle[i, 1], circle[i, 2], circle[i, 3], radius, quadric)
+            residuals[i] = depths[i] - traced
+            sizes[i] = abs(residuals[i])
         if step >= 3:
-            scale = max(std, _MAD_TO_STD * float(np.median(np.abs(residuals))))
-            keep = np.abs(residuals) < _OUTLIER * scale
-        information = float(by_depth[keep] @ by_depth[keep]) / std**2
-        pull = float(by_depth[keep] @ residuals[keep]) / std**2
-        if prior is not None:
-            information += 1.0 / prior.depth_std**2
-            pull += (prior.depth_mean - depth) / prior.depth_std**2
-        change = pull / max(information, 1e-12)
+            limit = _OUTLIER * max(noise, _MAD_TO_STD * _median(sizes))
+            for i in range(count):
+                keep[i] = abs(residuals[i]) < limit
+        information, pull = 0.0, 0.0
+        for i in range(count):
+            if keep[i]:
+                information += slopes[i] * slopes[i]
+                pull += slopes[i] * residuals[i]
+        if informed:
+            information += (noise / prior_std) ** 2
+            pull += (prior_mean - depth) * (noise / prior_std) ** 2
+        change = pull / max(information, 1e-12 * noise * noise)
         depth = min(max(depth + change, low), high)
         if step >= 3 and abs(change) < 1e-4 * depth:
             break
-    return depth, readings.select(keep), std
+    return depth, keep
 
 
-def _find_field_std(cells: _Cells, prior_std: float) -> float:
+@compiled
+def _condense(
+    entries: Array,
+    drifts: Array,
+    depths: Array,
+    inliers: NDArray[np.bool_],
+    noise: float,
+    radius: float,
+    rim_angles: Array,
+    rim_stretch: Array,
+    cap_depth: float,
+) -> tuple[NDArray[np.int64], Array, Array, Array, Array]:
+    """Readings that are no outliers, condensed to the cells of the grid that hold any.
+
+    Returns (M,) numbers of the cells; deviations from the cap of that depth, along the normal; derivatives of the cap's
+    depth there by its greatest depth; variances of the deviations, and the part of them that is white noise.
+    """
+    quadric = _quadric(radius, cap_depth)
+    traced = np.empty(len(depths))
+    squared, count = 0.0, 0
+    for i in range(len(depths)):
+        if inliers[i]:
+            x, y = entries[i]
+            stretch = _stretch(x, y, rim_angles, rim_stretch)
+            traced[i], _ = _trace_ray(
+                x / stretch, y / stretch, drifts[i, 0] / stretch, drifts[i, 1] / stretch, radius, quadric
+            )
+            squared += (depths[i] - traced[i]) ** 2
+            count += 1
+    # Where on its ray a reading belongs: noise alone would leave it on the cap, what is no noise moves it.
+    trust = max(0.0, 1.0 - noise * noise / max(squared / count, noise * noise))
+    lateral = radius * min(_LATERAL_STD * math.sqrt(math.pi / count), _MAX_LATERAL_STD)
+    sums = np.zeros((_CELLS * _CELLS, 4))
+    for i in range(len(depths)):
+        if inliers[i]:
+            placed = traced[i] + trust * (depths[i] - traced[i])
+            x, y = entries[i, 0] + drifts[i, 0] * placed, entries[i, 1] + drifts[i, 1] * placed
+            stretch = _stretch(x, y, rim_angles, rim_stretch)
+            x, y = x / stretch, y / stretch
+            expected, by_depth = _trace_ray(x, y, 0.0, 0.0, radius, quadric)
+            steep = quadric[0] * expected + quadric[1]
+            gradient_x, gradient_y = -x / steep, -y / steep
+            # One metre of depth along the ray is so much along the normal.
+            slope = 1.0 - (drifts[i, 0] * gradient_x + drifts[i, 1] * gradient_y) / stretch
+            deviation = placed - expected + slope * (depths[i] - placed)
+            white = (slope * noise) ** 2
+            weight = 1.0 / (white + lateral * lateral * (gradient_x * gradient_x + gradient_y * gradient_y))
+            number = _cell_number(x / radius, y / radius)
+            sums[number, 0] += weight
+            sums[number, 1] += weight * deviation
+            sums[number, 2] += weight * by_depth
+            sums[number, 3] += weight * weight * white
+    filled = np.empty(len(sums), np.int64)
+    cells = 0
+    for number in range(len(sums)):
+        if sums[number, 0] > 0.0:
+            filled[cells] = number
+            cells += 1
+    numbers = filled[:cells].copy()
+    deviations, by_depths, variances, white_variances = (
+        np.empty(cells),
+        np.empty(cells),
+        np.empty(cells),
+        np.empty(cells),
+    )
+    for cell in range(cells):
+        total, deviation, by_depth, white = sums[numbers[cell]]
+        deviations[cell] = deviation / total
+        by_depths[cell] = by_depth / total
+        variances[cell] = 1.0 / total
+        white_variances[cell] = white / (total * total)
+    return numbers, deviations, by_depths, variances, white_variances
+
+
+@compiled
+def _find_field_std(
+    numbers: NDArray[np.int64], deviations: Array, variances: Array, tapers: Array, prior_std: float
+) -> float:
     """Deviation of the field, by moments from the cells, each counted by its information, shrunk to the prior."""
-    tapers = _grid().tapers[cells.numbers]
-    prior_variances = (prior_std * tapers) ** 2
-    share = (prior_variances / (prior_variances + cells.variances)) ** 2
-    seen = float((share * (cells.deviations**2 - cells.variances) / tapers**2).sum())
-    variance = (_PRIOR_CELLS * prior_std**2 + seen) / (_PRIOR_CELLS + float(share.sum()))
+    seen, shares = 0.0, 0.0
+    for cell in range(len(numbers)):
+        squared = tapers[numbers[cell]] ** 2
+        prior_variance = prior_std * prior_std * squared
+        share = (prior_variance / (prior_variance + variances[cell])) ** 2
+        seen += share * (deviations[cell] ** 2 - variances[cell]) / squared
+        shares += share
+    variance = (_PRIOR_CELLS * prior_std * prior_std + seen) / (_PRIOR_CELLS + shares)
     return math.sqrt(max(variance, (0.1 * prior_std) ** 2))
+
+
+@compiled
+def _find_unseen_share(numbers: NDArray[np.int64], areas: Array, distances: Array, reach: float) -> float:
+    """Share of the area in cells further than `reach` from all of `numbers`."""
+    unseen, total = 0.0, 0.0
+    for cell in range(len(areas)):
+        if areas[cell] > 0.0:
+            nearest, row = math.inf, distances[cell]
+            for number in numbers:
+                nearest = min(nearest, row[number])
+            total += areas[cell]
+            if nearest > reach:
+                unseen += areas[cell]
+    return unseen / total
+
+
+@compiled
+def _dot(a: Array, b: Array) -> float:
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@compiled
+def _factorise(matrix: Array) -> None:
+    """Cholesky's lower factor of a symmetric positive matrix, in its place; what is above the diagonal stays."""
+    count = len(matrix)
+    column = np.empty(count)
+    for k in range(count):
+        matrix[k, k] = math.sqrt(matrix[k, k])
+        for i in range(k + 1, count):
+            matrix[i, k] /= matrix[k, k]
+            column[i] = matrix[i, k]
+        for i in range(k + 1, count):
+            # Slices let the compiler see that the inner loop is straight.
+            row, beside = matrix[i, k + 1 : i + 1], column[k + 1 : i + 1]
+            for j in range(len(row)):
+                row[j] -= column[i] * beside[j]
+
+
+@compiled
+def _solve(lower: Array, right: Array) -> Array:
+    """x of L L^T x = `right`."""
+    x = right.copy()
+    for i in range(len(x)):
+        x[i] = (x[i] - _dot(lower[i, :i], x)) / lower[i, i]
+    for i in range(len(x) - 1, -1, -1):
+        x[i] /= lower[i, i]
+        row = lower[i, :i]
+        for j in range(len(row)):
+            x[j] -= row[j] * x[i]
+    return x
+
+
+@compiled
+def _infer(
+    value: float, gain: Array, variance: float, lower: Array, solved: Array, white_variances: Array
+) -> tuple[float, float, float, float]:
+    """Posterior of a linear functional of the depths, as the fields of `Posterior`.
+
+    value: a priori, and variance. gain: (M,) its prior covariance with the cells, whose own has the factor `lower` and
+    gave `solved`.
+    """
+    weights = _solve(lower, gain)
+    from_noise = 0.0
+    response = 0.0
+    for cell in range(len(weights)):
+        from_noise += weights[cell] ** 2 * white_variances[cell]
+        response += weights[cell]
+    shape = variance - _dot(gain, weights) - from_noise
+    return value + _dot(gain, solved), from_noise, max(shape, 0.0), response
+
+
+@compiled
+def _infer_cavity(
+    entries: Array,
+    drifts: Array,
+    depths: Array,
+    noise: float,
+    radius: float,
+    rim_angles: Array,
+    rim_stretch: Array,
+    areas: Array,
+    prior_depth: float,
+    prior_depth_std: float,
+    prior_shape_std: float,
+    use_depth_prior: bool,
+    distances: Array,
+    tapers: Array,
+    kernel: Array,
+    fine: Array,
+    fine_kernel: Array,
+    fine_variance: Array,
+    steepness: Array,
+    fine_steepness: Array,
+) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], float, float]:
+    """Posteriors of volume and greatest depth, the volume's prior deviation, and the unseen share of the opening."""
+    informed_std = prior_depth_std if use_depth_prior else math.inf
+    depth, inliers = _fit_depth(
+        entries, drifts, depths, noise, radius, rim_angles, rim_stretch, prior_depth, informed_std
+    )
+    numbers, deviations, by_depth, variances, white_variances = _condense(
+        entries, drifts, depths, inliers, noise, radius, rim_angles, rim_stretch, depth
+    )
+    # Without a prior on the depth the data decide it: any depth within a radius of the cap's is as good.
+    shift = prior_depth - depth if use_depth_prior else 0.0
+    depth_variance = prior_depth_std**2 if use_depth_prior else radius**2
+    field_variance = _find_field_std(numbers, deviations, variances, tapers, prior_shape_std * depth) ** 2
+    steep_variance = (_STEEPNESS_STD * depth) ** 2
+
+    count = len(numbers)
+    covariance, innovation = np.empty((count, count)), np.empty(count)
+    for i in range(count):
+        row, steep = kernel[numbers[i]], steepness[numbers[i]]
+        for j in range(i + 1):
+            covariance[i, j] = (
+                field_variance * row[numbers[j]]
+                + depth_variance * by_depth[i] * by_depth[j]
+                + steep_variance * _dot(steep, steepness[numbers[j]])
+            )
+        covariance[i, i] += variances[i]
+        innovation[i] = deviations[i] - by_depth[i] * shift
+    _factorise(covariance)
+    solved = _solve(covariance, innovation)
+
+    # The volume: an integral over the cells.
+    volume, volume_by_depth = _cap_volume(radius, depth)
+    smoothed = np.zeros(len(areas))
+    steepened = np.zeros(steepness.shape[1])
+    for cell in range(len(areas)):
+        if areas[cell] > 0.0:
+            row = kernel[cell]
+            for other in range(len(smoothed)):
+                smoothed[other] += areas[cell] * row[other]
+            for term in range(len(steepened)):
+                steepened[term] += areas[cell] * steepness[cell, term]
+    variance = field_variance * _dot(areas, smoothed) + steep_variance * _dot(steepened, steepened)
+    gain = np.empty(count)
+    for i in range(count):
+        gain[i] = volume_by_depth * depth_variance * by_depth[i] + field_variance * smoothed[numbers[i]]
+        gain[i] += steep_variance * _dot(steepness[numbers[i]], steepened)
+    volume_posterior = _infer(
+        volume + volume_by_depth * shift,
+        gain,
+        volume_by_depth**2 * depth_variance + variance,
+        covariance,
+        solved,
+        white_variances,
+    )
+    volume_prior_std = math.sqrt((volume_by_depth * prior_depth_std) ** 2 + variance)
+
+    # The depth where its mean is greatest.
+    change = shift + depth_variance * _dot(by_depth, solved)
+    steepened[:] = 0.0
+    mean = np.zeros(len(fine))
+    for i in range(count):
+        row, share = fine_kernel[numbers[i]], field_variance * solved[i]
+        for place in range(len(mean)):
+            mean[place] += share * row[place]
+        for term in range(len(steepened)):
+            steepened[term] += steep_variance * solved[i] * steepness[numbers[i], term]
+    quadric = _quadric(radius, depth)
+    deepest, greatest, cap_there, slope_there = 0, -math.inf, 0.0, 0.0
+    for place in range(len(fine)):
+        cap, slope = _trace_ray(radius * fine[place, 0], radius * fine[place, 1], 0.0, 0.0, radius, quadric)
+        mean[place] += cap + slope * change + _dot(fine_steepness[place], steepened)
+        if mean[place] > greatest:
+            deepest, greatest, cap_there, slope_there = place, mean[place], cap, slope
+    there = fine_steepness[deepest]
+    for i in range(count):
+        gain[i] = slope_there * depth_variance * by_depth[i] + field_variance * fine_kernel[numbers[i], deepest]
+        gain[i] += steep_variance * _dot(steepness[numbers[i]], there)
+    depth_posterior = _infer(
+        cap_there + slope_there * shift,
+        gain,
+        slope_there**2 * depth_variance + field_variance * fine_variance[deepest] + steep_variance * _dot(there, there),
+        covariance,
+        solved,
+        white_variances,
+    )
+
+    # Cells without a reading nearby, where readings are dense enough to expect one.
+    kept = 0
+    for inlier in inliers:
+        kept += inlier
+    reach = max(_NEAR, 1.5 * math.sqrt(math.pi / kept))
+    unseen_share = _find_unseen_share(numbers, areas, distances, reach)
+    return volume_posterior, depth_posterior, volume_prior_std, unseen_share
 
 
 def _taper(places: Array) -> Array:
@@ -447,8 +820,3 @@ def _matern(distance: Array) -> Array:
     """Matern covariance of smoothness 3/2 and unit variance (Rasmussen and Williams 2006, eq. 4.17)."""
     scaled = distance * (math.sqrt(3.0) / _CORRELATION_LENGTH)
     return np.asarray((1.0 + scaled) * np.exp(-scaled))
-
-
-def _cell_numbers(positions: Array, radius: float) -> NDArray[np.int64]:
-    cells = np.clip(((positions / radius + 1.0) * (0.5 * _CELLS)).astype(np.int64), 0, _CELLS - 1)
-    return np.asarray(cells[:, 0] * _CELLS + cells[:, 1])

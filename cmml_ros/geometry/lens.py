@@ -1,0 +1,105 @@
+"""The inverse of the lens models of camera.py, pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmml_ros.geometry.compiled import compiled
+
+Array = NDArray[np.float64]
+
+_NEWTON_STEPS = 20
+_CONVERGED = 1e-14
+
+
+@compiled
+def _radial_gain(coefficients: Array, equidistant: bool, squared: float) -> tuple[float, float]:
+    """Radial factor f(s) and its derivative, s the squared undistorted radius (equidistant: squared angle)."""
+    if equidistant:
+        k1, k2, k3, k4 = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+        value = 1.0 + squared * (k1 + squared * (k2 + squared * (k3 + squared * k4)))
+        slope = k1 + squared * (2.0 * k2 + squared * (3.0 * k3 + squared * 4.0 * k4))
+        return value, slope
+    k1, k2, k3 = coefficients[0], coefficients[1], coefficients[4]
+    k4, k5, k6 = coefficients[5], coefficients[6], coefficients[7]
+    n = 1.0 + squared * (k1 + squared * (k2 + squared * k3))
+    dn = k1 + squared * (2.0 * k2 + squared * 3.0 * k3)
+    d = 1.0 + squared * (k4 + squared * (k5 + squared * k6))
+    dd = k4 + squared * (2.0 * k5 + squared * 3.0 * k6)
+    if not d > 0.0:  # beyond a pole the model means nothing
+        return math.nan, math.nan
+    return n / d, (dn * d - n * dd) / (d * d)
+
+
+@compiled
+def undistort(
+    distorted: Array,
+    coefficients: Array,
+    equidistant: bool,
+    limit: float,
+    table_undistorted: Array,
+    table_distorted: Array,
+    tolerance: float,
+) -> Array:
+    """Undistorted normalized coordinates of `distorted`, both (N, 2): the radius from the table, then Newton's method.
+
+    coefficients: (8,), those that the model lacks are 0. limit: largest undistorted radius (equidistant: angle) of the
+    valid domain, where the tables (K,) end. NaN where no place of the domain is distorted to within `tolerance`.
+    """
+    found = np.empty_like(distorted)
+    p1, p2 = coefficients[2], coefficients[3]
+    last = len(table_distorted) - 1
+    at = 0
+    for i in range(len(distorted)):
+        x_wanted, y_wanted = distorted[i]
+        radius_wanted = math.sqrt(x_wanted * x_wanted + y_wanted * y_wanted)
+        # Neighbours in the picture are neighbours in the table.
+        while at < last - 1 and table_distorted[at + 1] < radius_wanted:
+            at += 1
+        while at > 0 and table_distorted[at] > radius_wanted:
+            at -= 1
+        radius = table_undistorted[at]
+        if last > 0:
+            low, high = table_distorted[at], table_distorted[at + 1]
+            share = min((radius_wanted - low) / (high - low), 1.0)
+            radius += share * (table_undistorted[at + 1] - radius)
+        error = math.inf
+        if equidistant:
+            angle = radius
+            for _ in range(_NEWTON_STEPS):
+                gain, slope = _radial_gain(coefficients, equidistant, angle * angle)
+                step = (angle * gain - radius_wanted) / (gain + 2.0 * angle * angle * slope)
+                angle = min(max(angle - step, 0.0), limit)
+                if not abs(step) > _CONVERGED:
+                    break
+            gain, _ = _radial_gain(coefficients, equidistant, angle * angle)
+            error = abs(angle * gain - radius_wanted)
+            radius = math.tan(angle)
+            scale = radius / radius_wanted if radius_wanted > 1e-12 else 1.0
+            x, y = x_wanted * scale, y_wanted * scale
+        else:
+            scale = radius / radius_wanted if radius_wanted > 1e-12 else 1.0
+            x, y = x_wanted * scale, y_wanted * scale
+            for _ in range(_NEWTON_STEPS):
+                squared = x * x + y * y
+                gain, slope = _radial_gain(coefficients, equidistant, squared)
+                error_x = x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x) - x_wanted
+                error_y = y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y - y_wanted
+                error = math.sqrt(error_x * error_x + error_y * error_y)
+                xx = gain + 2.0 * x * x * slope + 2.0 * p1 * y + 6.0 * p2 * x
+                yy = gain + 2.0 * y * y * slope + 6.0 * p1 * y + 2.0 * p2 * x
+                xy = 2.0 * x * y * slope + 2.0 * p1 * x + 2.0 * p2 * y
+                determinant = xx * yy - xy * xy
+                step_x = (yy * error_x - xy * error_y) / determinant
+                step_y = (xx * error_y - xy * error_x) / determinant
+                x, y = x - step_x, y - step_y
+                if not abs(step_x) + abs(step_y) > _CONVERGED * (1.0 + abs(x) + abs(y)):
+                    break
+            if not x * x + y * y <= limit * limit:
+                error = math.inf
+        found[i, 0] = x if error < tolerance else math.nan
+        found[i, 1] = y if error < tolerance else math.nan
+    return found
