@@ -119,11 +119,11 @@ class Surface:
 
     def point_at(self, x: float, y: float) -> tuple[Array, Array]:
         """The point of the surface at x, y of its own frame, and the unit normal out of the wall there, each (3,)."""
-        return _point_at(x, y, self.origin, self.axes, self.coefficients)
+        return _point_at(float(x), float(y), self.origin, self.axes, self.coefficients)
 
     def elevation_std(self, x: float, y: float) -> float:
         """Standard deviation of h(x, y) from the fit, metres."""
-        return math.sqrt(max(_elevation_variance(self.covariance, x, y), 0.0))
+        return math.sqrt(max(_elevation_variance(self.covariance, float(x), float(y)), 0.0))
 
     def enter(self, points: Array) -> tuple[Array, Array, Array, float]:
         """How the rays to `points`, (N, 3) in the camera frame, pass the surface.
