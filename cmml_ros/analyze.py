@@ -31,8 +31,8 @@ from cmml_ros.config import InspectorConfig, ReportConfig, flatten_config
 from cmml_ros.errors import BagError, CmmlError, ConfigError
 from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
-from cmml_ros.mapping.grading import load_standards
 from cmml_ros.mapping.record import FrameRecord
+from cmml_ros.mapping.standard import load_standards
 from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.html import Picture
 from cmml_ros.report.pdf import print_pdf

@@ -15,7 +15,8 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot, MapView
 from cmml_ros.mapping.developed import DevelopedSurface, fit_developed
-from cmml_ros.mapping.grading import Verdict, decide, grade, load_standards
+from cmml_ros.mapping.grading import Verdict, decide, grade
+from cmml_ros.mapping.standard import load_standards
 from cmml_ros.measurement.defect import Measurement, Status
 
 # A wall x-z of the map seen from -y: 1 m wide, 0.6 m high. One picture of 0.5 x 0.5 m has 1000 x 1000 px.

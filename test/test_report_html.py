@@ -12,8 +12,9 @@ import pytest
 from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot
 from cmml_ros.mapping.grading import Grading
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.report.html import Picture, format_interval, format_quantity, format_utc, write_report
+from cmml_ros.report.html import Picture, write_report
 from cmml_ros.report.summary import Summary
+from cmml_ros.report.text import format_interval, format_quantity, format_utc
 
 SUMMARY = Summary(
     bag='pier 3',

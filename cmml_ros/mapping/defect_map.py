@@ -18,6 +18,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import Closeup
 from cmml_ros.mapping.drift import DriftFilter
 from cmml_ros.mapping.fusion import Columns, Fusion
+from cmml_ros.mapping.views import FrameViews
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.uncertainty import UPPER_95
 
@@ -130,7 +131,7 @@ class DefectMap:
         an entry of its own, in `frame_id`. camera: tells which known airholes the frame should have shown; without it
         none loses confidence. make_closeup: called for a view that is the best one of its airhole so far.
         """
-        views = _Views(defects)
+        views = FrameViews(defects)
         placed = np.full(len(views), T_map_camera is not None) & np.isfinite(views.positions).all(axis=1)
         T_corrected = None
         rows = np.full(len(views), -1)
@@ -204,7 +205,7 @@ class DefectMap:
         self._entries += [None] * count
         return np.arange(first, first + count)
 
-    def _correct_pose(self, views: _Views, placed: Integers, T_map_camera: SE3) -> SE3:
+    def _correct_pose(self, views: FrameViews, placed: Integers, T_map_camera: SE3) -> SE3:
         """Where the camera really was, in the map."""
         drift = self._drift
         drift.predict(T_map_camera)
@@ -225,7 +226,7 @@ class DefectMap:
         self._largest_correction_m = max(self._largest_correction_m, correction_m)
         return drift.pose
 
-    def _associate(self, views: _Views, placed: Integers) -> Integers:
+    def _associate(self, views: FrameViews, placed: Integers) -> Integers:
         """Row of the known airhole that each view continues, -1 for none."""
         rows = np.full(len(views), -1)
         pairs, tracks = self._find_pairs(views, placed)
@@ -258,7 +259,7 @@ class DefectMap:
         rows[candidates[chosen_lines[matched]]] = reached[chosen_columns[matched]]
         return rows
 
-    def _find_pairs(self, views: _Views, chosen: Integers) -> tuple[Integers, Integers]:
+    def _find_pairs(self, views: FrameViews, chosen: Integers) -> tuple[Integers, Integers]:
         """Views, of those `chosen`, and known airholes that are near enough to be compared."""
         known, nothing = self._tracks, np.empty(0, np.int64)
         if not len(chosen) or not len(known):
@@ -282,14 +283,14 @@ class DefectMap:
         same = facing & (views.class_ids[pairs] == known['class_id'][tracks])
         return pairs[same], tracks[same]
 
-    def _covariances(self, views: _Views, pairs: Integers, tracks: Integers) -> Array:
+    def _covariances(self, views: FrameViews, pairs: Integers, tracks: Integers) -> Array:
         """Of the difference between view and known airhole, without the pose's, (K, 3, 3) m2."""
         own = views.covariances[pairs] + self._tracks['covariance'][tracks]
         return np.asarray(own + self._config.gate_m**2 * np.eye(3))
 
     def _fold(
         self,
-        views: _Views,
+        views: FrameViews,
         rows: Integers,
         defects: Sequence[Defect],
         T_corrected: SE3 | None,
@@ -454,63 +455,6 @@ class DefectMap:
             misses,
             self._closeups[row],
         )
-
-
-class _Views:
-    """The airholes of one frame as arrays, a row each; in the camera's frame until moved."""
-
-    def __init__(self, defects: Sequence[Defect]) -> None:
-        found = [defect.measurement for defect in defects]
-
-        def column(name: str) -> Array:
-            return np.array([getattr(view, name) for view in found], np.float64)
-
-        self.class_ids = np.array([defect.class_id for defect in defects], np.int64)
-        self.confidences = np.array([defect.confidence for defect in defects], np.float64)
-        self.area_statuses = np.array([view.area_status for view in found], np.int64)
-        self.volume_statuses = np.array([view.volume_status for view in found], np.int64)
-        self.whole = self.area_statuses != Status.CUT_BY_BORDER
-        self.point_counts = np.array([view.point_count for view in found], np.int64)
-        self.position_stds = column('position_std_m')
-        self.areas = np.stack([column(name) for name in ('area_m2', 'major_axis_m', 'minor_axis_m')], axis=1)
-        self.area_stds, self.area_systematic_stds = column('area_std_m2'), column('area_systematic_std_m2')
-        self.depths = column('depth_max_m')[:, None]
-        self.depth_stds, self.depth_systematic_stds = column('depth_max_std_m'), column('depth_max_systematic_std_m')
-        self.volumes = np.stack([column(name) for name in ('volume_m3', 'volume_upper_bound_m3')], axis=1)
-        self.volume_stds, self.volume_systematic_stds = column('volume_std_m3'), column('volume_systematic_std_m3')
-        self.diameters = column('equivalent_diameter_m')
-        self._positions_camera = column('position').reshape(-1, 3)
-        self._normals_camera = column('normal').reshape(-1, 3)
-        self.radii = _radii_m(found, self._positions_camera)
-        self.positions, self.normals = self._positions_camera, self._normals_camera
-        # Along the ray the range decides, across it the rim: its deviation is that of the area over the perimeter.
-        rays = self._positions_camera / np.linalg.norm(self._positions_camera, axis=1, keepdims=True)
-        rim_stds = self.area_stds / (math.pi * self.diameters)
-        across = np.nan_to_num(rim_stds)[:, None, None] ** 2 * np.eye(3)
-        along = np.nan_to_num(self.position_stds)[:, None, None] ** 2 * rays[:, :, None] * rays[:, None, :]
-        self._covariances_camera = along + across
-        self.covariances = self._covariances_camera
-
-    def __len__(self) -> int:
-        return len(self.class_ids)
-
-    def move(self, T_map_camera: SE3) -> None:
-        """Into the map."""
-        rotation = T_map_camera.rotation
-        self.positions = T_map_camera.apply(self._positions_camera)
-        self.normals = self._normals_camera @ rotation.T
-        self.covariances = rotation @ self._covariances_camera @ rotation.T
-
-
-def _radii_m(views: Sequence[Measurement], positions: Array) -> Array:
-    """From each centre to the farthest known point of the rim, (n,)."""
-    counts = np.array([len(view.outline) for view in views], np.int64)
-    radii = np.zeros(len(views))
-    if counts.any():
-        offsets = np.concatenate([view.outline for view in views]) - np.repeat(positions, counts, axis=0)
-        starts = (np.cumsum(counts) - counts)[counts > 0]
-        radii[counts > 0] = np.sqrt(np.maximum.reduceat(np.einsum('ij,ij->i', offsets, offsets), starts))
-    return radii
 
 
 def _squared(offsets: Array, covariances: Array) -> Array:

@@ -6,28 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from cmml_ros.config import DetectionConfig, GradingConfig
-from cmml_ros.errors import ConfigError, SurfaceError
-from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot, MapView
+from cmml_ros.errors import SurfaceError
+from cmml_ros.mapping.coverage import Coverage, find_coverage
+from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot
 from cmml_ros.mapping.developed import DevelopedSurface, fit_developed
+from cmml_ros.mapping.standard import GradeClass, Standard, load_standards
 from cmml_ros.measurement.defect import Status
 from cmml_ros.measurement.uncertainty import UPPER_95
 
 Array = NDArray[np.float64]
 
-_CELL_M = 0.010
-_MAX_CELLS = 4_000_000
-_MIN_COSINE = math.cos(math.radians(75.0))
 _COMPLETE = 0.98  # share of a test area that has to be inspected
-_LIMITS = ('area_mm2', 'count', 'width_mm', 'depth_mm')
-_KEYS = {'title', 'edition', 'source', 'note', 'test_area_mm', 'diameter_mm', 'classes'}
 
 
 class Verdict(Enum):
@@ -37,30 +31,6 @@ class Verdict(Enum):
     UNDECIDED = 'undecided'
     EXCEEDED = 'exceeded'
     NOT_GRADED = 'not graded'
-
-
-@dataclass(frozen=True)
-class GradeClass:
-    """One class of a standard; limits by name (area_mm2 and count per test area, width_mm and depth_mm per airhole)."""
-
-    name: str
-    limits: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Standard:
-    """Classes from the least to the strictest, and where their limits come from.
-
-    diameter_m: equivalent diameters that count.
-    """
-
-    title: str
-    edition: str
-    source: str
-    note: str
-    test_area_m: float
-    diameter_m: tuple[float, float]
-    classes: tuple[GradeClass, ...]
 
 
 @dataclass(frozen=True)
@@ -147,43 +117,6 @@ class Grading:
         return math.nan if self.inspected is None else self.inspected.area_m2
 
 
-@dataclass(frozen=True, eq=False)
-class Coverage:
-    """What the pictures show of the developed surface.
-
-    px_per_m: (rows, columns), 0 where nothing; row 0 at the bottom.
-    """
-
-    cell_m: float
-    left_m: float
-    bottom_m: float
-    px_per_m: Array
-
-    @property
-    def area_m2(self) -> float:
-        """Area that any picture shows."""
-        return float((self.px_per_m > 0.0).sum()) * self.cell_m**2
-
-
-def load_standards(names: str) -> list[Standard]:
-    """The standards in `names`, shipped ones by name or files by path, separated by commas.
-
-    Raises ConfigError for an unknown name, and for a file that is no standard.
-    """
-    standards = []
-    for name in filter(None, map(str.strip, names.split(','))):
-        path = Path(name) if name.endswith(('.yaml', '.yml')) else _shipped_folder() / f'{name}.yaml'
-        try:
-            document = yaml.safe_load(path.read_text(encoding='utf-8'))
-        except OSError:
-            known = ', '.join(sorted(file.stem for file in _shipped_folder().glob('*.yaml')))
-            raise ConfigError(f'no grading standard "{name}"; shipped are {known}, or name a .yaml file') from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f'{path}: not valid YAML: {error}') from None
-        standards.append(_read_standard(path, document))
-    return standards
-
-
 def grade(snapshot: MapSnapshot, config: GradingConfig, detection: DetectionConfig) -> Grading:
     """What the standards of `config` say of a map. Raises ConfigError for standards that cannot be read."""
     standards = load_standards(config.standards)
@@ -210,31 +143,6 @@ def grade(snapshot: MapSnapshot, config: GradingConfig, detection: DetectionConf
         classes = tuple(_judge(one, standard, areas, entries) for one in standard.classes)
         grades.append(StandardGrade(standard, areas, classes))
     return Grading('', surface, entries, developed, coverage, share, share_std, sampling_std, tuple(grades))
-
-
-def find_coverage(surface: DevelopedSurface, views: Sequence[MapView]) -> Coverage:
-    """How finely the pictures show each cell of the surface (at the best view of it)."""
-    windows = [_window(surface, view) for view in views]
-    known = [window for window in windows if window is not None]
-    if not known:
-        return Coverage(_CELL_M, 0.0, 0.0, np.zeros((1, 1)))
-    low = np.min([window[0] for window in known], axis=0)
-    high = np.max([window[1] for window in known], axis=0)
-    cell_m = max(_CELL_M, math.sqrt(float(np.prod(high - low)) / _MAX_CELLS))
-    columns, rows = (np.ceil((high - low) / cell_m).astype(int) + 1).tolist()
-    px_per_m = np.zeros((rows, columns))
-    for view, window in zip(views, windows, strict=True):
-        if window is None:
-            continue
-        first = np.maximum(np.floor((window[0] - low) / cell_m), 0).astype(int)
-        last = np.minimum(np.ceil((window[1] - low) / cell_m), [columns, rows]).astype(int)
-        u = low[0] + (np.arange(first[0], last[0]) + 0.5) * cell_m
-        v = low[1] + (np.arange(first[1], last[1]) + 0.5) * cell_m
-        cells = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
-        resolution = _resolution(surface, view, cells).reshape(len(v), len(u))
-        part = px_per_m[first[1] : last[1], first[0] : last[0]]
-        np.maximum(part, resolution, out=part)
-    return Coverage(cell_m, float(low[0]), float(low[1]), px_per_m)
 
 
 def find_test_areas(
@@ -386,74 +294,3 @@ def _depth_mm(entry: MapEntry) -> tuple[float, float]:
     if found.volume_status is Status.BELOW_DETECTION_LIMIT and found.area_m2 > 0.0:
         return 2e3 * found.volume_upper_bound_m3 / found.area_m2, 0.0
     return found.depth_max_m * 1e3, found.depth_max_std_m * 1e3
-
-
-def _window(surface: DevelopedSurface, view: MapView) -> tuple[Array, Array] | None:
-    """Developed rectangle, (low, high), that holds all that a view shows; None when it faces away."""
-    origin = view.T_map_camera.translation
-    foot, normal = (one[0] for one in surface.place(surface.develop(origin[None])))
-    axis = view.T_map_camera.rotation[:, 2]
-    cosine = -float(axis @ normal)
-    if cosine < _MIN_COSINE:
-        return None
-    distance = float((origin - foot) @ normal)
-    if distance <= 0.0:
-        return None
-    along = distance / cosine
-    camera = view.camera
-    corners = camera.rays(np.array([[0.0, 0.0], [camera.width - 1.0, camera.height - 1.0]]))
-    reach = float(np.nanmax(np.linalg.norm(corners[:, :2], axis=1), initial=0.1))
-    middle = surface.develop((origin + along * axis)[None])[0]
-    half = 1.5 * along * min(reach, 3.0) / cosine
-    return middle - half, middle + half
-
-
-def _resolution(surface: DevelopedSurface, view: MapView, cells: Array) -> Array:
-    """Pixels per metre, foreshortened, at which a view shows `cells`, (N, 2); 0 where it does not."""
-    points, normals = surface.place(cells)
-    T_camera_map = view.T_map_camera.inverse()
-    positions = T_camera_map.apply(points)
-    _, shown = view.camera.project(positions)
-    distances = np.linalg.norm(positions, axis=1)
-    cosines = -np.einsum('ij,ij->i', positions, normals @ T_camera_map.rotation.T) / np.maximum(distances, 1e-9)
-    shown &= cosines > _MIN_COSINE
-    focal_px = math.sqrt(view.camera.fx * view.camera.fy)
-    with np.errstate(divide='ignore'):
-        return np.where(shown, focal_px * cosines / positions[:, 2], 0.0)
-
-
-def _read_standard(path: Path, document: Any) -> Standard:
-    if not isinstance(document, dict) or not {'title', 'edition', 'source', 'classes'} <= set(document):
-        raise ConfigError(f'{path}: a grading standard needs title, edition, source and classes')
-    unknown = sorted(set(document) - _KEYS)
-    if unknown:
-        raise ConfigError(f'{path}: unknown key "{unknown[0]}"; known are {", ".join(sorted(_KEYS))}')
-    classes = []
-    for one in document['classes']:
-        limits = {name: value for name, value in one.items() if name != 'name' and value is not None}
-        bad = sorted(
-            name for name, value in limits.items() if name not in _LIMITS or not isinstance(value, int | float)
-        )
-        if 'name' not in one or bad:
-            raise ConfigError(f'{path}: a class has a name and limits {", ".join(_LIMITS)} as numbers, got {one}')
-        classes.append(GradeClass(str(one['name']), {name: float(value) for name, value in limits.items()}))
-    low, high = document.get('diameter_mm', (0.0, math.inf))
-    return Standard(
-        title=str(document['title']),
-        edition=str(document['edition']),
-        source=str(document['source']),
-        note=str(document.get('note', '')),
-        test_area_m=float(document.get('test_area_mm', 500.0)) * 1e-3,
-        diameter_m=(float(low) * 1e-3, float(high) * 1e-3),
-        classes=tuple(classes),
-    )
-
-
-def _shipped_folder() -> Path:
-    """config/grading: beside the sources, in `share` of the install prefix, or in the package."""
-    inside = Path(__file__).parent / 'standards'
-    for parent in Path(__file__).resolve().parents:
-        for folder in (parent / 'config' / 'grading', parent / 'share' / 'cmml_ros' / 'config' / 'grading'):
-            if folder.is_dir():
-                return folder
-    return inside
