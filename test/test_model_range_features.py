@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cmml_ros.errors import ShapeError
-from cmml_ros.model.range_features import range_features
+from cmml_ros.model.range_features import range_features, residuals_behind_surface
 
 HEIGHT, WIDTH = 240, 320
 
@@ -23,6 +23,23 @@ def test_a_plane_has_no_residual_however_it_is_tilted():
         features = range_features(*wall(tilt=tilt), HEIGHT, WIDTH)
         assert features.shape == (3, 120, 160)
         assert np.abs(features[0]).max() < 0.05  # 0.05 mm
+
+
+def test_a_column_leaves_no_residual_but_near_its_edges():
+    # Radius 0.3 m, half a metre away, 25 degrees to either side; one quadratic over the picture is 1.5 mm off there.
+    height, width, focal_px, radius_m, distance_m = 720, 1280, 1000.0, 0.3, 0.8
+    pixels = np.random.default_rng(2).random((40000, 2)) * [width - 1, height - 1]
+    x = (pixels[:, 0] - 0.5 * (width - 1)) / focal_px
+    # (x z)^2 + (z - d)^2 = r^2, the nearer root.
+    root = distance_m**2 - (1.0 + x**2) * (distance_m**2 - radius_m**2)
+    on_column = root > 0.0
+    pixels, x, root = pixels[on_column], x[on_column], root[on_column]
+    depths = (distance_m - np.sqrt(root)) / (1.0 + x**2)
+    hole = np.hypot(pixels[:, 0] - 760, pixels[:, 1] - 300) < 20
+    residuals_mm = 1e3 * residuals_behind_surface(pixels, depths + 0.005 * hole, height, width)
+    frontal = np.abs(x * depths) < radius_m * np.sin(np.radians(25))
+    assert np.quantile(np.abs(residuals_mm[frontal & ~hole]), 0.95) < 0.3
+    assert np.median(residuals_mm[hole]) == pytest.approx(5.0, rel=0.05)
 
 
 def test_a_hole_of_ten_millimetres_stands_out_by_its_depth():

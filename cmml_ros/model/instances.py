@@ -13,6 +13,8 @@ from cmml_ros.geometry.mask import InstanceMask
 # Pixels are partly covered this far to either side of the rim, no farther.
 _BAND_PX = 2.0
 _MARGIN_PX = 3
+# Between airholes that touch the rim is thin: a probability below one half has to do.
+_RIM_THRESHOLD = 0.25
 
 
 def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config: DetectionConfig) -> list[InstanceMask]:
@@ -50,7 +52,9 @@ def _grow(start: int, extent: int, length: int) -> slice:
 
 def _part_touching(own: NDArray[np.bool_], rim: NDArray[np.float32]) -> NDArray[np.int32]:
     """Labels 1..n of the airholes in one blob, 0 outside it."""
-    count, cores, boxes, _ = cv2.connectedComponentsWithStats((own & (rim < 0.5)).view(np.uint8), connectivity=4)
+    count, cores, boxes, _ = cv2.connectedComponentsWithStats(
+        (own & (rim < _RIM_THRESHOLD)).view(np.uint8), connectivity=4
+    )
     if count > 2:
         sizes = boxes[1:, cv2.CC_STAT_AREA]
         # A speck is no airhole: a real core is a good part of the largest.

@@ -15,7 +15,10 @@ RANGE_CHANNELS = 3
 # Residuals are compressed by asinh(r / 1 mm): linear at sensor noise, logarithmic in deep holes.
 _RESIDUAL_SCALE_M = 1e-3
 _CELL_PX = 32
-_MEDIAN_CELLS = 9
+_WINDOW_CELLS = 9
+_MIN_CELLS = 24
+_L1_STEPS = 2
+_BIWEIGHT_STEPS = 1
 _MIN_POINTS = 50
 _MAX_FIT_POINTS = 5000
 
@@ -70,7 +73,7 @@ def residuals_behind_surface(
     """Depth minus the depth of the smooth surface around, metres, positive behind it.
 
     The inverse depth of a plane is affine in pixels, of a cylinder close to quadratic: one robust quadratic over the
-    picture, then the median over a window much larger than an airhole takes what is left of the shape.
+    picture, then local ones over windows much larger than an airhole take what is left of the shape.
     """
     u = 2.0 * pixels[:, 0] / width - 1.0
     v = 2.0 * pixels[:, 1] / height - 1.0
@@ -108,11 +111,42 @@ def residuals_behind_surface(
     medians[filled] = residuals[order[starts[filled] + counts[filled] // 2]]
     grid = medians.reshape(rows, columns)
     nearest = ndimage.distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
-    smooth = ndimage.median_filter(grid[tuple(nearest)], size=_MEDIAN_CELLS, mode='nearest')
-    smooth = ndimage.uniform_filter(smooth, size=3, mode='nearest')
+    middle = ndimage.median_filter(grid[tuple(nearest)], size=_WINDOW_CELLS, mode='nearest')
+    smooth = _smooth(grid, ndimage.uniform_filter(middle, size=3, mode='nearest'))
     at = np.stack([pixels[:, 1], pixels[:, 0]]) / _CELL_PX - 0.5
     offset = ndimage.map_coordinates(smooth, at, order=1, mode='nearest')
     return np.asarray(residuals - offset)
+
+
+def _smooth(grid: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The surface under `grid`, (H, W) with NaN where nothing is known: a robust quadratic around each cell.
+
+    Locally weighted regression (Cleveland, J. Am. Stat. Assoc. 74, 1979). start: (H, W), from where outliers are told
+    first, and the answer where too few cells are known.
+    """
+    reach = _WINDOW_CELLS // 2
+    y, x = (offset.ravel() / reach for offset in np.mgrid[-reach : reach + 1, -reach : reach + 1])
+    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)  # (K, 6)
+    products = (basis[:, :, None] * basis[:, None]).reshape(len(basis), 36)
+    padded = np.pad(grid, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (_WINDOW_CELLS, _WINDOW_CELLS)).reshape(grid.size, -1)
+    known = np.isfinite(windows)
+    values = np.where(known, windows, 0.0)
+    count = known.sum(axis=1)
+    fitted = np.repeat(start.reshape(-1, 1), len(basis), axis=1)
+    for step in range(_L1_STEPS + _BIWEIGHT_STEPS):
+        error = np.where(known, np.abs(values - fitted), np.inf)
+        median = np.sort(error, axis=1)[np.arange(grid.size), count // 2 - (count == len(basis))]
+        scale = 1.4826 * np.where(np.isfinite(median), median, 1.0)[:, None] + 1e-6
+        if step < _L1_STEPS:
+            weights = known / np.maximum(error, scale) * scale
+        else:
+            weights = np.square(np.clip(1.0 - np.square(error / (4.685 * scale)), 0.0, None))
+        normal = (weights @ products).reshape(-1, 6, 6) + 1e-6 * np.eye(6)
+        coefficients = np.linalg.solve(normal, ((weights * values) @ basis)[..., None])[..., 0]
+        fitted = coefficients @ basis.T
+    enough = (weights > 0.0).sum(axis=1) >= _MIN_CELLS
+    return np.asarray(np.where(enough, coefficients[:, 0], start.ravel()).reshape(grid.shape))
 
 
 def _fill_gaps(
