@@ -189,6 +189,11 @@ def build():
     run_logged([PYTHON, '-c', 'import rclpy, cmml_ros.msg, cmml_ros.srv, tf2_msgs.msg'])
 
 
+def compile_loops():
+    """Have numba compile what the first frame would else wait for."""
+    run_logged([PYTHON, '-c', 'from cmml_ros.measurement.measure import prepare; prepare()'])
+
+
 def point_cmake_to_this_python():
     """Replace the include folders of the machine that built the wheels, which CMake would refuse."""
     python = query('import sysconfig; print(sysconfig.get_paths()["include"])')
@@ -264,7 +269,10 @@ BUILD_STEP = Step(
     sources=[ROS_WHEELS, RUNTIME, 'CMakeLists.txt', 'package.xml', 'msg', 'srv', 'interfaces'],
     linked=['launch', 'config', 'cmml_ros/nodes'],
 )
-STEPS = [VENV_STEP, ROS_STEP, RUNTIME_STEP, DEVELOPMENT_STEP, BUILD_STEP]
+COMPILE_STEP = Step(
+    'compile', 'loops over pixels and points', compile_loops, [RUNTIME, 'cmml_ros/geometry', 'cmml_ros/measurement']
+)
+STEPS = [VENV_STEP, ROS_STEP, RUNTIME_STEP, DEVELOPMENT_STEP, BUILD_STEP, COMPILE_STEP]
 
 
 def is_other_python():
