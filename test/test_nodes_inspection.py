@@ -248,6 +248,11 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     pipeline = {entry.key: entry.value for entry in statuses['inspection_node: pipeline'].values}
     assert (pipeline['results'], pipeline['model']) == ('1', 'threshold')
     assert pipeline['device'] == 'cpu'
+    times_s = {key: float(value) for key, value in pipeline.items() if key.endswith('_time_s')}
+    stages = ('synchronize', 'convert', 'match', 'project', 'network', 'measure', 'map', 'publish')
+    assert [key.removesuffix('_time_s') for key in times_s] == list(stages)
+    assert all(time_s >= 0.0 for time_s in times_s.values())
+    assert times_s['measure_time_s'] > 0.0
     calibration = statuses['inspection_node: calibration']
     assert (calibration.level, calibration.message) == (DiagnosticStatus.OK, 'degenerate: a bare plane')
     memory = {entry.key: entry.value for entry in statuses['inspection_node: process'].values}['memory_mb']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,7 @@ class SensorInputs:
         self._on_message = on_message
         self._subscriptions: dict[str, list[Subscription]] = {name: [] for name in INPUT_NAMES}
         self._compressed: Subscription | None = None
+        self._spent_s = 0.0
         image, add = topics['image'], assembler
         # Compressed images are taken from `<image>/compressed`, as image_transport names it, until a raw one comes.
         if image.endswith(_COMPRESSED):
@@ -81,6 +83,11 @@ class SensorInputs:
         for subscriptions in self._subscriptions.values():
             while subscriptions:
                 self._node.destroy_subscription(subscriptions.pop())
+
+    def take_spent_s(self) -> float:
+        """Wall time that putting messages into the Assembler has taken since the previous call."""
+        spent_s, self._spent_s = self._spent_s, 0.0
+        return spent_s
 
     def explain(self, name: str) -> list[str]:
         """Why nothing comes on one input, as far as the ROS graph tells."""
@@ -118,10 +125,12 @@ class SensorInputs:
             # and more would fall behind the pictures while the worker keeps Python busy.
             for _ in range(qos.depth):
                 self._count(name, message)
+                started_s = time.perf_counter()
                 try:
                     add(message)
                 except CmmlError as error:
                     self._complaints.add(error)
+                self._spent_s += time.perf_counter() - started_s
                 taken = subscription.handle.take_message(message_type, False)
                 if taken is None:
                     break

@@ -5,6 +5,7 @@ Callbacks only put messages into the Assembler; one worker thread takes the newe
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -126,9 +127,11 @@ class InspectionNode(ManagedNode):
             self._outputs.destroy()
             self._diagnostics.destroy()
 
-    def _on_result(self, inspection: Inspection) -> None:
+    def _on_result(self, inspection: Inspection, timings_s: dict[str, float]) -> None:
         age_ns = self.get_clock().now().nanoseconds - inspection.frame.stamp_ns
-        self._run.add(inspection, age_ns * 1e-9)
+        inputs = self._inputs
+        synchronize_s = math.nan if inputs is None else inputs.take_spent_s()
+        self._run.add(inspection, age_ns * 1e-9, {'synchronize': synchronize_s, **timings_s})
 
     def _snapshot(self) -> tuple[MapSnapshot, Summary, InspectorConfig]:
         """The map and the facts for a report, in the thread that writes it."""

@@ -27,15 +27,16 @@ class RunStatistics:
         self.results = 0
         self.latest: Inspection | None = None
         self.latest_age_s = math.nan
+        self.latest_timings_s: dict[str, float] = {}
         self._frames: Counter[str] = Counter()
         self._calibration: Calibration | None = None
         self._range_noises_m: deque[float] = deque(maxlen=_NOISES_KEPT)
 
-    def add(self, inspection: Inspection, age_s: float) -> None:
-        """One result, `age_s` after its picture was taken."""
+    def add(self, inspection: Inspection, age_s: float, timings_s: dict[str, float]) -> None:
+        """One result, `age_s` after its picture was taken; timings_s: wall time of all stages that made it."""
         frame = inspection.frame
         self.results += 1
-        self.latest, self.latest_age_s = inspection, age_s
+        self.latest, self.latest_age_s, self.latest_timings_s = inspection, age_s, timings_s
         self._frames['with cloud'] += frame.cloud is not None
         self._frames['in map'] += frame.T_map_camera is not None
         latest = Calibration(frame.camera, inspection.T_camera_lidar, inspection.calibration)

@@ -27,7 +27,8 @@ _STOP_TIMEOUT_S = 2.0
 class InspectionWorker:
     """Owns the map while it runs; other threads ask for a reset, and read `snapshot`.
 
-    log: the node's logger. on_result: called in the worker's thread after each result.
+    log: the node's logger. on_result: called in the worker's thread after each result, with the wall time of each stage
+    there, in the order of the pipeline.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class InspectionWorker:
         outputs: InspectionPublishers,
         log: Any,
         complaints: Complaints,
-        on_result: Callable[[Inspection], None],
+        on_result: Callable[[Inspection, dict[str, float]], None],
     ) -> None:
         self.snapshot = defect_map.snapshot()
         self._inspector = inspector
@@ -79,8 +80,9 @@ class InspectionWorker:
                 if self._reset.is_set():
                     self._reset.clear()
                     self._clear_map()
+                started_s = time.perf_counter()
                 for frame in self._assembler.take(newest_only=True):
-                    self._inspect(frame)
+                    self._inspect(frame, time.perf_counter() - started_s)
                 while self._assembler.errors:
                     self._complaints.add(self._assembler.errors.popleft())
                 if time.monotonic() >= self._map_due_s:
@@ -92,11 +94,12 @@ class InspectionWorker:
                 self._log.error(f'one frame lost: {what}', throttle_duration_sec=1.0)
                 self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
 
-    def _inspect(self, frame: Frame) -> None:
+    def _inspect(self, frame: Frame, convert_s: float) -> None:
         if frame.stamp_ns < self._latest_stamp_ns:
             self._clear_map()  # time jumped back: another run begins
         self._latest_stamp_ns = frame.stamp_ns
         inspection = self._inspector.inspect(frame)
+        inspected_at = time.perf_counter()
         if frame.T_map_camera is None:
             ids = map_ids = list(range(len(inspection.defects)))
         else:
@@ -107,8 +110,11 @@ class InspectionWorker:
             self.snapshot = self._map.snapshot()
             map_ids = [entry.defect_id for entry in self.snapshot.entries]
             self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
+        mapped_at = time.perf_counter()
         self._outputs.publish(inspection, ids, map_ids)
-        self._on_result(inspection)
+        published_at = time.perf_counter()
+        ends = {'map': mapped_at - inspected_at, 'publish': published_at - mapped_at}
+        self._on_result(inspection, {'convert': convert_s, **inspection.timings_s, **ends})
 
     def _publish_map(self) -> None:
         self._map_due_s = math.inf
