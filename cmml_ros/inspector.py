@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
@@ -40,10 +40,11 @@ class Inspector:
 
     def __init__(self, config: InspectorConfig) -> None:
         self._config = config
-        with ThreadPoolExecutor(1) as other:  # while the network loads
-            prepared = other.submit(prepare)
-            self._segmenter = Segmenter(config.detection)
-            prepared.result()
+        # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
+        preparation = threading.Thread(target=prepare, name='prepare', daemon=True)
+        preparation.start()
+        self._segmenter = Segmenter(config.detection)
+        preparation.join()
         self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED
