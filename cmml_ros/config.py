@@ -157,6 +157,12 @@ class MeasurementConfig:
         low=0.0,
         high=10.0,
     )
+    footprint_ratio: float = setting(
+        1.0,
+        'width of the patch of one reading, in distances of the readings: about 1 for stereo, 0 for a laser spot',
+        low=0.0,
+        high=3.0,
+    )
     detection_factor: float = setting(
         3.3, 'deviations above an undamaged patch from which a depth is measured', low=1.0, high=10.0
     )

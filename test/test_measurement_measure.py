@@ -21,6 +21,8 @@ from cmml_ros.measurement.measure import measure, prepare
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 1000.0, 1000.0, 319.5, 239.5)
 SUPERSAMPLING = 8
+# What `Wall.scan` gives are points, no means over a patch.
+POINT_READINGS = MeasurementConfig(footprint_ratio=0.0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def draw_caps(rng: np.random.Generator, diameters_m: tuple[float, float] = (0.00
 def run(
     masks: list[InstanceMask], cloud: ProjectedCloud | None, config: MeasurementConfig | None = None
 ) -> list[Measurement]:
-    return measure(masks, cloud, CAMERA, SurfaceConfig(), config or MeasurementConfig())
+    return measure(masks, cloud, CAMERA, SurfaceConfig(), config or POINT_READINGS)
 
 
 @dataclass
@@ -203,6 +205,22 @@ def test_neighbours_do_not_bend_the_surface() -> None:
     first, *_ = run(wall.masks, wall.scan(300_000, 0.0001, np.random.default_rng(1)))
     assert first.volume_status == Status.MEASURED
     assert first.volume_m3 == pytest.approx(caps[0].volume, rel=0.03)
+
+
+def test_a_footprint_loses_a_tenth_of_its_width_all_around() -> None:
+    """A bore 8 mm wide and 2 mm deep: 25.1 mm of rim times the distance of the readings times 2 mm, a tenth of it."""
+    radius, depth = 0.004, 0.002
+    pixels = np.stack(np.meshgrid(np.arange(200.0, 440.0), np.arange(120.0, 360.0)), axis=-1).reshape(-1, 2)
+    rays = CAMERA.rays(pixels)
+    z = 0.5 + depth * (np.hypot(*(0.5 * rays[:, :2]).T) < radius)
+    z += 0.00002 * np.random.default_rng(16).standard_normal(len(z))
+    cloud = ProjectedCloud(rays * z[:, None], pixels)
+    mask = Wall([Cap(0.0, 0.0, radius, depth)]).masks
+    (without,), (m,) = (run(mask, cloud, MeasurementConfig(footprint_ratio=ratio)) for ratio in (0.0, 1.0))
+    spacing = math.sqrt(math.pi * radius**2 / m.point_count)
+    given_back = m.volume_m3 - without.volume_m3
+    assert given_back == pytest.approx(0.1 * 2.0 * math.pi * radius * spacing * depth, rel=0.05)
+    assert m.volume_std_m3 == pytest.approx(math.hypot(without.volume_std_m3, 0.5 * given_back), rel=0.01)
 
 
 def test_area_std_holds_its_terms() -> None:

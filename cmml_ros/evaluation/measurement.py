@@ -315,7 +315,8 @@ def _as_preset(sensor: RangeSensor, settings: MeasurementConfig) -> MeasurementC
     """`settings` with what a preset for this sensor would hold; its noise stays to be estimated."""
     if isinstance(sensor, TofLidar):
         return settings
-    return dataclasses.replace(settings, distance_std_m=sensor.bias_m)
+    footprint_ratio = 0.0 if isinstance(sensor, LineProfiler) else settings.footprint_ratio
+    return dataclasses.replace(settings, distance_std_m=sensor.bias_m, footprint_ratio=footprint_ratio)
 
 
 def _make_sample(
