@@ -15,6 +15,7 @@ from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
+from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
 
@@ -59,13 +60,15 @@ class Inspector:
     def inspect(self, frame: Frame) -> Inspection:
         """The airholes of `frame`; without points or without a transform they carry the reason instead of a size."""
         started = time.perf_counter()
-        T_camera_lidar, reason = self._register(frame)
+        T_camera_lidar, reason, extrinsic = self._register(frame)
         registered_at = time.perf_counter()
         projected, unknown = _project(frame, T_camera_lidar, reason)
         projected_at = time.perf_counter()
         masks = self._segmenter.segment(frame.image, projected)
         segmented_at = time.perf_counter()
-        measurements = measure(masks, projected, frame.camera, self._config.surface, self._config.measurement, unknown)
+        measurements = measure(
+            masks, projected, frame.camera, self._config.surface, self._config.measurement, unknown, extrinsic
+        )
         defects = tuple(
             Defect(mask.class_id, mask.confidence, mask.roi, outline_in_image(mask), measurement)
             for mask, measurement in zip(masks, measurements, strict=True)
@@ -80,19 +83,22 @@ class Inspector:
         }
         return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, self._calibration)
 
-    def _register(self, frame: Frame) -> tuple[SE3 | None, str]:
-        """T_camera_lidar to take the points through, or None and why; the calibration is checked on the way."""
+    def _register(self, frame: Frame) -> tuple[SE3 | None, str, ExtrinsicStd | None]:
+        """T_camera_lidar to take the points through, or None and why; and how good it is where the data tell.
+
+        The calibration is checked on the way.
+        """
         mode, given = self._config.registration.mode, frame.T_camera_lidar
         if frame.cloud is None:
-            return None, frame.transform_reason
+            return None, frame.transform_reason, None
         if given is None and mode != 'match':
             self._calibration = CalibrationCheck(CalibrationStatus.NO_TRANSFORM, frame.transform_reason)
-            return None, frame.transform_reason
+            return None, frame.transform_reason, None
         if mode == 'tf':
             assert given is not None
             for checked, found in self._check.results(frame, given):
                 self._calibration = self._judge(found, checked)
-            return given, ''
+            return given, '', None
         try:
             if mode == 'match':
                 registration = self._registrar.match(frame.image, frame.camera, frame.cloud, given)
@@ -102,9 +108,10 @@ class Inspector:
         except PoseError as error:
             self._calibration = self._judge(error, frame)
             # A given extrinsic that could not be corrected is still the best there is.
-            return (None, str(error)) if mode == 'match' else (given, '')
+            return (None, str(error), None) if mode == 'match' else (given, '', None)
         self._calibration = self._judge(registration, frame)
-        return registration.T_camera_lidar, ''
+        # Rotation and translation make up for each other: what the points are off by is less than either would say.
+        return registration.T_camera_lidar, '', ExtrinsicStd(0.0, registration.point_std_m)
 
     def _judge(self, found: Registration | PoseError, frame: Frame) -> CalibrationCheck:
         if isinstance(found, PoseError):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cmml_ros.analyze import analyze
-from cmml_ros.config import DetectionConfig, InspectorConfig
+from cmml_ros.config import DetectionConfig, InspectorConfig, RegistrationConfig
 from cmml_ros.frame import Frame
 from cmml_ros.inspector import Inspector
 from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.model.registration import Registrar
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 
 # A blob this close to the image's place of a true airhole is that airhole.
@@ -69,6 +70,26 @@ def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
     assert len(volumes) >= 3
     assert np.median(np.abs(np.array(volumes) - 1.0)) < 0.08
     assert set(inspection.timings_s) == {'match', 'project', 'network', 'measure'}
+
+
+def test_a_registration_that_is_worse_makes_volumes_less_certain(monkeypatch: pytest.MonkeyPatch):
+    scenario = Scenario(sensor_name='depth_camera', seed=11)
+    frame = make_frame(scenario)
+    refining = Inspector(
+        InspectorConfig(detection=DetectionConfig(device='cpu'), registration=RegistrationConfig(mode='refine'))
+    )
+    registration = Registrar(refining._segmenter.network, RegistrationConfig()).refine(
+        frame.image, frame.camera, frame.cloud, scenario.extrinsic
+    )
+    shares = []
+    for point_std_m in (registration.point_std_m, 0.005):
+        found = replace(registration, point_std_m=point_std_m)
+        monkeypatch.setattr(refining._registrar, 'refine', lambda *_, found=found: found)
+        budgets = [d.measurement.volume_budget for d in refining.inspect(frame).defects]
+        measured = [budget for budget in budgets if budget is not None and budget.calibration > 0.0]
+        assert len(measured) >= 3
+        shares.append(np.median([budget.calibration for budget in measured]))
+    assert shares[1] / shares[0] == pytest.approx((0.005 / registration.point_std_m) ** 2, rel=0.2)
 
 
 def test_a_time_of_flight_lidar_scales_areas_and_measures_no_volume(inspector: Inspector):
