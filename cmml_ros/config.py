@@ -74,6 +74,9 @@ class DetectionConfig:
     threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to the runtime', low=0, high=256)
     mask_threshold: float = setting(0.5, 'probability from which a pixel belongs to an airhole', low=0.05, high=0.95)
     confidence_threshold: float = setting(0.7, 'mean probability from which a blob is reported', low=0.0, high=1.0)
+    confirmed_threshold: float = setting(
+        0.5, 'the same for a blob whose volume is measured: a cavity is there', low=0.0, high=1.0
+    )
     min_diameter_px: float = setting(3.0, 'smaller blobs are not reported', unit='px', low=1.0, high=100.0)
     use_range: bool = setting(True, 'give the network the projected range where there is any')
 

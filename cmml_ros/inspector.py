@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
 from cmml_ros.config import InspectorConfig
@@ -12,8 +12,9 @@ from cmml_ros.errors import PoseError
 from cmml_ros.extrinsic_check import ExtrinsicCheck
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
+from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.transforms import SE3
-from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.registration import Registrar, Registration
@@ -44,7 +45,8 @@ class Inspector:
         # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
         preparation = threading.Thread(target=prepare, name='prepare', daemon=True)
         preparation.start()
-        self._segmenter = Segmenter(config.detection)
+        least = min(config.detection.confidence_threshold, config.detection.confirmed_threshold)
+        self._segmenter = Segmenter(replace(config.detection, confidence_threshold=least))
         preparation.join()
         self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
@@ -72,7 +74,7 @@ class Inspector:
         defects = tuple(
             Defect(mask.class_id, mask.confidence, mask.roi, outline_in_image(mask), measurement)
             for mask, measurement in zip(masks, measurements, strict=True)
-            if not is_flat(measurement, self._config.measurement)
+            if is_reported(mask, measurement, self._config)
         )
         measured_at = time.perf_counter()
         timings_s = {
@@ -131,6 +133,13 @@ class Inspector:
             found.inlier_ratio,
             frame.stamp_ns,
         )
+
+
+def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:
+    """Whether a blob counts as an airhole: one that the network is sure of, or a cavity; nothing that is flat."""
+    cavity = measurement.volume_status is Status.MEASURED
+    least = config.detection.confirmed_threshold if cavity else config.detection.confidence_threshold
+    return mask.confidence >= least and not is_flat(measurement, config.measurement)
 
 
 def _project(

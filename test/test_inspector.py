@@ -9,8 +9,9 @@ import pytest
 from cmml_ros.analyze import analyze
 from cmml_ros.config import DetectionConfig, InspectorConfig, RegistrationConfig
 from cmml_ros.frame import Frame
-from cmml_ros.inspector import Inspector
-from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.inspector import Inspector, is_reported
+from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.model.registration import Registrar
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 
@@ -70,6 +71,22 @@ def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
     assert len(volumes) >= 3
     assert np.median(np.abs(np.array(volumes) - 1.0)) < 0.08
     assert set(inspection.timings_s) == {'match', 'project', 'network', 'measure'}
+
+
+def test_what_the_network_doubts_is_reported_where_its_volume_is_measured():
+    sized = Measurement(Status.MEASURED, Status.MEASURED, area_m2=1e-4, equivalent_diameter_m=0.011, volume_m3=2e-7)
+    unseen = replace(sized, volume_status=Status.NO_POINTS)
+    flat = replace(sized, volume_status=Status.BELOW_DETECTION_LIMIT, volume_upper_bound_m3=1e-9)
+    config = InspectorConfig()
+    for confidence, measurement, reported in (
+        (0.6, sized, True),
+        (0.6, unseen, False),
+        (0.8, unseen, True),
+        (0.4, sized, False),
+        (0.9, flat, False),
+    ):
+        mask = InstanceMask(np.ones((5, 5), np.float32), 10, 10, confidence)
+        assert is_reported(mask, measurement, config) is reported
 
 
 def test_a_registration_that_is_worse_makes_volumes_less_certain(monkeypatch: pytest.MonkeyPatch):

@@ -29,6 +29,7 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import Cloud, project_cloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.inspector import is_reported
 from cmml_ros.measurement.measure import is_flat, measure
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
@@ -402,20 +403,25 @@ def evaluate_network(out: Path, config: InspectorConfig, *, frames: int, seed: i
     registrar = Registrar(segmenter.network, config.registration)
     views = {sensor: make_frames(sensor, frames, seed, look) for sensor in ('depth_camera', 'tof_lidar')}
 
-    def find(frame: TestFrame, *, ranged: bool, flat_out: bool) -> list[InstanceMask]:
+    def find(frame: TestFrame, *, ranged: bool, judged: bool) -> list[InstanceMask]:
         projected = project_cloud(frame.cloud, frame.camera, frame.T_camera_lidar) if ranged else None
         masks = segmenter.segment(frame.image, projected)
-        if not flat_out:
+        if not judged:
             return masks
         sizes = measure(masks, projected, frame.camera, config.surface, config.measurement)
-        return [mask for mask, size in zip(masks, sizes, strict=True) if not is_flat(size, config.measurement)]
+        # What is confirmed counts like what the network is sure of.
+        return [
+            replace(mask, confidence=max(mask.confidence, confidence)) if is_reported(mask, size, config) else mask
+            for mask, size in zip(masks, sizes, strict=True)
+            if not is_flat(size, config.measurement)
+        ]
 
     close, far = views['depth_camera'], views['tof_lidar']
     finders: dict[str, tuple[list[TestFrame], Finder]] = {
-        'depth camera': (close, lambda frame: find(frame, ranged=True, flat_out=False)),
-        'depth camera, flat ones dropped': (close, lambda frame: find(frame, ranged=True, flat_out=True)),
-        'LiDAR': (far, lambda frame: find(frame, ranged=True, flat_out=False)),
-        'picture alone': (close, lambda frame: find(frame, ranged=False, flat_out=False)),
+        'depth camera': (close, lambda frame: find(frame, ranged=True, judged=False)),
+        'depth camera, judged by its depth': (close, lambda frame: find(frame, ranged=True, judged=True)),
+        'LiDAR': (far, lambda frame: find(frame, ranged=True, judged=False)),
+        'picture alone': (close, lambda frame: find(frame, ranged=False, judged=False)),
     }
     segmentation = {name: assess_segmentation(its, finder, confidence) for name, (its, finder) in finders.items()}
     segmentation['LoG and Otsu'] = assess_segmentation(close, lambda frame: find_dark_blobs(frame.image))
