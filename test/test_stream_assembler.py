@@ -325,7 +325,7 @@ def test_an_image_that_cannot_be_converted_costs_its_frame_only():
     add(assembler, 'cloud', 0)
     add(assembler, 'cloud', 100)
     assert [frame.stamp_ns // MS - START_MS for frame in assembler.flush()] == [100]
-    assert 'cannot be decoded' in str(assembler.errors[0])
+    assert 'neither a JPEG nor a PNG' in str(assembler.errors[0])
 
 
 def test_an_image_that_cannot_be_converted_does_not_take_the_place_of_a_good_one():
