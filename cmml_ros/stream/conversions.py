@@ -329,7 +329,7 @@ def _decode(msg: Any, topic: str) -> NDArray[np.uint8]:
     if 'compressedDepth' in msg.format:
         raise MessageError(f'{topic}: format "{msg.format}" is a depth image; the pipeline needs the picture')
     data = _bytes(msg.data, topic)
-    # Other decoders are rarely used and take seconds over a damaged picture.
+    # What cameras send. Of other formats the size is not known before they are decoded, and damage may announce any.
     if not data[:4].tobytes().startswith((b'\xff\xd8', b'\x89PNG')):
         raise MessageError(f'{topic}: {len(data)} bytes of format "{msg.format}" are neither a JPEG nor a PNG')
     if _is_cut_short(data):
