@@ -193,6 +193,7 @@ def test_without_camera_info_a_line_says_so(robot: Robot, capfd: pytest.CaptureF
     for index in range(3):
         robot.image.publish(make_image(make_picture(), make_header(START_NS + index * 10**8, 'camera')))
     robot.await_true(told, 'line about camera_info')
+    assert not robot.received['defects']
 
 
 def test_an_incompatible_publisher_is_named_with_both_policies(capfd: pytest.CaptureFixture[str], robot: Robot) -> None:

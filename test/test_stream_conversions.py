@@ -615,7 +615,9 @@ def test_a_mutated_message_raises_nothing_but_our_own_errors(convert, msg, data)
 )
 def test_mutated_transforms_raise_nothing_but_our_own_errors(numbers, parent, child):
     with only_our_errors('/tf'):
-        transforms_from_message(make_transforms((parent, child, numbers[:3], numbers[3:])), '/tf')
+        (taken,) = transforms_from_message(make_transforms((parent, child, numbers[:3], numbers[3:])), '/tf')
+        assert np.isfinite(taken.T_parent_child.translation).all()
+        assert np.isfinite(taken.T_parent_child.rotation).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(['.jpg', '.png']), st.integers(1, 20))

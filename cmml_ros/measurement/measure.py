@@ -432,6 +432,26 @@ def _mark_near(
 
 
 @compiled
+def _find_near(
+    order: NDArray[np.int64], starts: NDArray[np.int64], left: int, top: int, width: int, height: int
+) -> NDArray[np.int64]:
+    """Numbers of the points in all tiles that a box of pixels touches."""
+    rows, columns = starts.shape
+    first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
+    low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
+    most = 0
+    for row in range(low, high + 1):
+        most += starts[row, last + 1] - starts[row, first]
+    near = np.empty(max(most, 0), np.int64)
+    count = 0
+    for row in range(low, high + 1):
+        for i in range(starts[row, first], starts[row, last + 1]):
+            near[count] = order[i]
+            count += 1
+    return near
+
+
+@compiled
 def _select_ring(
     points: Array,
     pixels: Array,
@@ -447,22 +467,16 @@ def _select_ring(
 ) -> Array:
     """Points from `gap_px` on, `width_px` wide, on pixels that no mask occupies, thinned evenly to `max_points`."""
     height, width = distance.shape
-    rows, columns = starts.shape
-    first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
-    low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
-    most = 0
-    for row in range(low, high + 1):
-        most += starts[row, last + 1] - starts[row, first]
-    found = np.empty(max(most, 0), np.int64)
+    near = _find_near(order, starts, left, top, width, height)
+    found = np.empty(len(near), np.int64)
     count = 0
-    for row in range(low, high + 1):
-        for i in range(starts[row, first], starts[row, last + 1]):
-            u, v = int(pixels[order[i], 0] + 0.5), int(pixels[order[i], 1] + 0.5)
-            if u >= left and u < left + width and v >= top and v < top + height and not occupied[v, u]:
-                outside = distance[v - top, u - left]
-                if outside >= gap_px and outside <= gap_px + width_px:
-                    found[count] = order[i]
-                    count += 1
+    for number in near:
+        u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
+        if u >= left and u < left + width and v >= top and v < top + height and not occupied[v, u]:
+            outside = distance[v - top, u - left]
+            if outside >= gap_px and outside <= gap_px + width_px:
+                found[count] = number
+                count += 1
     return _take(points, found[:count][:: count // max_points + 1])
 
 
@@ -488,25 +502,19 @@ def _select_inside(
 ) -> Array:
     """Points where the coverage, bilinear between the centres of its pixels, is at least that."""
     height, width = coverage.shape
-    rows, columns = starts.shape
-    first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
-    low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
-    most = 0
-    for row in range(low, high + 1):
-        most += starts[row, last + 1] - starts[row, first]
-    found = np.empty(max(most, 0), np.int64)
+    near = _find_near(order, starts, left, top, width, height)
+    found = np.empty(len(near), np.int64)
     count = 0
-    for row in range(low, high + 1):
-        for i in range(starts[row, first], starts[row, last + 1]):
-            u, v = pixels[order[i], 0] - left, pixels[order[i], 1] - top
-            if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
-                u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
-                column, below = int(u), int(v)
-                right, bottom = min(column + 1, width - 1), min(below + 1, height - 1)
-                share_u, share_v = u - column, v - below
-                upper = coverage[below, column] * (1.0 - share_u) + coverage[below, right] * share_u
-                lower = coverage[bottom, column] * (1.0 - share_u) + coverage[bottom, right] * share_u
-                if upper * (1.0 - share_v) + lower * share_v >= least:
-                    found[count] = order[i]
-                    count += 1
+    for number in near:
+        u, v = pixels[number, 0] - left, pixels[number, 1] - top
+        if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
+            u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
+            column, below = int(u), int(v)
+            right, bottom = min(column + 1, width - 1), min(below + 1, height - 1)
+            share_u, share_v = u - column, v - below
+            upper = coverage[below, column] * (1.0 - share_u) + coverage[below, right] * share_u
+            lower = coverage[bottom, column] * (1.0 - share_u) + coverage[bottom, right] * share_u
+            if upper * (1.0 - share_v) + lower * share_v >= least:
+                found[count] = number
+                count += 1
     return _take(points, found[:count][::1])
