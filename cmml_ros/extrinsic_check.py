@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from cmml_ros.errors import PoseError
@@ -27,57 +28,43 @@ class ExtrinsicCheck:
     def __init__(self, registrar: Registrar, period_s: float) -> None:
         self._registrar = registrar
         self._period_s = period_s
+        # One thread for all checks: the allocator keeps what a thread has freed for that thread, tens of megabytes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix='extrinsic check')
         self._started_ns: int | None = None
-        self._running: _Check | None = None
+        self._running: tuple[Frame, Future[Registration | PoseError]] | None = None
 
     def results(self, frame: Frame, T_camera_lidar: SE3) -> list[tuple[Frame, Registration | PoseError]]:
         """What has become known by this frame: the frames that were checked, and what they say."""
         known = []
         if self._running is not None and not 0.0 <= self._age_s(frame) < 0.5 * self._period_s:
-            known.append(self._running.result())
-            self._running = None
+            known.append(self._take())
         first = self._started_ns is None
         if self._period_s > 0.0 and (first or not 0.0 <= self._age_s(frame) < self._period_s):
             self._started_ns = frame.stamp_ns
-            self._running = _Check(self._registrar, frame, T_camera_lidar, niceness=0 if first else _NICENESS)
+            niceness = 0 if first else _NICENESS
+            self._running = frame, self._thread.submit(_check, self._registrar, frame, T_camera_lidar, niceness)
             if first:
-                known.append(self._running.result())
-                self._running = None
+                known.append(self._take())
         return known
+
+    def _take(self) -> tuple[Frame, Registration | PoseError]:
+        """The frame that is being checked and what it says, when the check is done; raises what it did not expect."""
+        assert self._running is not None
+        (frame, future), self._running = self._running, None
+        return frame, future.result()
 
     def _age_s(self, frame: Frame) -> float:
         """Since the latest check was begun, in sensor time."""
         return math.inf if self._started_ns is None else (frame.stamp_ns - self._started_ns) * 1e-9
 
 
-class _Check(threading.Thread):
-    """One check, from its creation to its `result`."""
-
-    def __init__(self, registrar: Registrar, frame: Frame, T_camera_lidar: SE3, niceness: int) -> None:
-        super().__init__(name='extrinsic check', daemon=True)
-        self._registrar = registrar
-        self._frame = frame
-        self._T_camera_lidar = T_camera_lidar
-        self._niceness = niceness
-        self._found: Registration | Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        """The work of the thread."""
-        with suppress(AttributeError, OSError):  # where threads have priorities of their own
-            if self._niceness:
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
-        frame = self._frame
-        assert frame.cloud is not None
-        try:
-            self._found = self._registrar.refine(frame.image, frame.camera, frame.cloud, self._T_camera_lidar)
-        except Exception as error:
-            self._found = error
-
-    def result(self) -> tuple[Frame, Registration | PoseError]:
-        """The frame and what it says, when the check is done; raises what it did not expect."""
-        self.join()
-        if isinstance(self._found, Exception) and not isinstance(self._found, PoseError):
-            raise self._found
-        assert self._found is not None
-        return self._frame, self._found
+def _check(registrar: Registrar, frame: Frame, T_camera_lidar: SE3, niceness: int) -> Registration | PoseError:
+    """The work of the thread."""
+    with suppress(AttributeError, OSError):  # where threads have priorities of their own
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    assert frame.cloud is not None
+    try:
+        return registrar.refine(frame.image, frame.camera, frame.cloud, T_camera_lidar)
+    except PoseError as error:
+        return PoseError(str(error))  # the one raised holds its frames, and all that they worked on

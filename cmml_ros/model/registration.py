@@ -115,17 +115,17 @@ class Registrar:
         """
         view = _View(self._network, self._device, self._config, image, camera, cloud)
         best: PoseEstimate | None = None
-        refusal = PoseError('no match')
+        refusal = 'no match'
         for T_view_lidar in _look_from_sensor(view.points):
             try:
                 estimate = view.solve(view.match_superpoints(T_view_lidar, None), _COARSE_TOLERANCE_PX)
             except PoseError as error:
-                refusal = error
+                refusal = str(error)  # the error itself holds its frames, and all that they worked on
                 continue
             if best is None or estimate.inliers.sum() > best.inliers.sum():
                 best = estimate
         if best is None:
-            raise refusal
+            raise PoseError(refusal)
         estimate = view.polish(best)
         correction = None if T_given is None else _difference(estimate.T_camera_points, T_given)
         return _conclude(view, estimate, estimate.T_camera_points, correction)
