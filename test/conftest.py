@@ -41,7 +41,7 @@ def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Robot]:
 
 @pytest.fixture
 def start_node() -> Iterator[StartNode]:
-    """Starts nodes as processes; whatever still runs at the end is killed."""
+    """Starts nodes as processes; whatever still runs at the end is ended."""
     from robot import run_node_processes
 
     yield from run_node_processes()

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
 from numpy.typing import NDArray
 from rclpy.context import Context
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_srvs.srv import Trigger
@@ -43,6 +47,7 @@ WIDTH, HEIGHT, FOCAL_PX, DISTANCE_M = 320, 240, 1000.0, 0.5
 RADIUS_M, DEPTH_M = 0.008, 0.004
 START_NS = 1_700_000_000_000_000_000
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+OK, WARN, ERROR = '0', '1', '2'  # levels of diagnostics, as `Robot.values` tells them
 TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is well
 
 
@@ -124,12 +129,14 @@ class Robot(Node):
 
     def __init__(self, context: Context) -> None:
         super().__init__('robot', context=context)
-        self.image = self.create_publisher(Image, 'image', qos_profile_sensor_data)
-        self.compressed = self.create_publisher(CompressedImage, 'image/compressed', qos_profile_sensor_data)
-        self.info = self.create_publisher(CameraInfo, 'camera_info', qos_profile_sensor_data)
-        self.points = self.create_publisher(PointCloud2, 'points', qos_profile_sensor_data)
-        self.tf = self.create_publisher(TFMessage, '/tf', 100)
-        self.tf_static = self.create_publisher(TFMessage, '/tf_static', LATCHED)
+        # Readers that a publisher has been matched with so far; of those that it has now, some may be dead.
+        self.matched: Counter[str] = Counter()
+        self.image = self.make_publisher(Image, 'image', qos_profile_sensor_data)
+        self.compressed = self.make_publisher(CompressedImage, 'image/compressed', qos_profile_sensor_data)
+        self.info = self.make_publisher(CameraInfo, 'camera_info', qos_profile_sensor_data)
+        self.points = self.make_publisher(PointCloud2, 'points', qos_profile_sensor_data)
+        self.tf = self.make_publisher(TFMessage, '/tf', 100)
+        self.tf_static = self.make_publisher(TFMessage, '/tf_static', LATCHED)
         self.received: dict[str, list[Any]] = {
             name: [] for name in ('defects', 'markers', 'map', 'overlay', 'health', 'calibration')
         }
@@ -143,6 +150,17 @@ class Robot(Node):
             self.create_subscription(message_type, topic, self.received[name].append, qos)
         self.reset = self.create_client(Trigger, 'inspection_node/reset')
         self.save_report = self.create_client(SaveReport, 'inspection_node/save_report')
+
+    def make_publisher(self, message_type: type, topic: str, qos: Any) -> Publisher:
+        """One whose readers are counted in `matched` as they come."""
+        name = self.resolve_topic_name(topic)
+
+        def on_matched(event: Any) -> None:
+            self.matched[name] += event.total_count_change
+
+        return self.create_publisher(
+            message_type, topic, qos, event_callbacks=PublisherEventCallbacks(matched=on_matched)
+        )
 
     def mount(self) -> None:
         self.tf_static.publish(make_edge(START_NS, 'camera', 'lidar'))
@@ -163,9 +181,39 @@ class Robot(Node):
             lambda: (
                 all(each.get_subscription_count() for each in publishers)
                 and all(each.get_publisher_count() for each in subscriptions)
+                and all(each.service_is_ready() for each in (self.reset, self.save_report))
             ),
             'connection',
         )
+
+    def values(self, part: str) -> dict[str, str]:
+        """Level, message and key-values of the latest diagnostics of one part; empty before the first."""
+        for message in reversed(list(self.received['health'])):
+            for status in message.status:
+                if status.name.endswith(f': {part}'):
+                    return {'level': str(status.level[0]), 'message': status.message} | {
+                        pair.key: pair.value for pair in status.values
+                    }
+        return {}
+
+    def await_result(self, at_ns: int) -> Any:
+        """The airholes of the image of this stamp."""
+
+        def find() -> Any:
+            return next((each for each in list(self.received['defects']) if stamp_ns(each) == at_ns), None)
+
+        self.await_true(lambda: find() is not None, f'result of {at_ns}')
+        return find()
+
+    def await_map(self, observations: Sequence[int]) -> Any:
+        """The latest map, once it shows airholes seen so often, in the order of their ids."""
+
+        def seen() -> list[int]:
+            maps = self.received['map']
+            return [defect.observation_count for defect in maps[-1].defects] if maps else []
+
+        self.await_true(lambda: seen() == list(observations), f'map of airholes seen {observations} times')
+        return self.received['map'][-1]
 
     def await_messages(self, name: str, count: int) -> list[Any]:
         self.await_true(lambda: len(self.received[name]) >= count, f'{count} messages on {name}')
@@ -287,7 +335,7 @@ StartNode = Callable[..., NodeProcess]
 
 
 def run_node_processes() -> Iterator[StartNode]:
-    """Starts node processes; whatever still runs at the end is killed."""
+    """Starts node processes; whatever still runs at the end is ended."""
     nodes: list[NodeProcess] = []
 
     def start(name: str, *arguments: str, known_segmenter: bool = False) -> NodeProcess:
@@ -295,6 +343,15 @@ def run_node_processes() -> Iterator[StartNode]:
         return nodes[-1]
 
     yield start
+    end_nodes(nodes)
+
+
+def end_nodes(nodes: Sequence[NodeProcess]) -> None:
+    """End what still runs; killed is only who does not listen, for who is killed leaves its shared memory behind."""
     for node in nodes:
+        node.process.terminate()
+    for node in nodes:
+        with suppress(subprocess.TimeoutExpired):
+            node.process.wait(TIMEOUT_S)
         node.process.kill()
         node.await_end()

@@ -15,14 +15,16 @@ import pytest
 
 pytest.importorskip('rclpy')
 from cmml_ros.msg import CalibrationCheck
-from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from robot import (
     DEPTH_M,
     HEIGHT,
+    OK,
     RADIUS_M,
     START_NS,
+    TIMEOUT_S,
+    WARN,
     WIDTH,
     Robot,
     StartNode,
@@ -76,9 +78,7 @@ def test_the_same_airhole_seen_again_keeps_its_id(robot: Robot) -> None:
         robot.send(START_NS + index * 10**8, map_x_m=0.25)
         robot.await_messages('defects', index + 1)
     assert len({defect.id for message in robot.received['defects'] for defect in message.defects}) == 1
-    robot.await_true(
-        lambda: robot.received['map'][-1].defects[0].observation_count == 3, 'third observation on the map'
-    )
+    robot.await_map([3])
 
 
 def test_markers_are_deleted_when_the_airhole_is_gone(robot: Robot) -> None:
@@ -86,8 +86,7 @@ def test_markers_are_deleted_when_the_airhole_is_gone(robot: Robot) -> None:
     # Where nobody publishes the map frame the first frames wait for it, for `transform_wait_s` of sensor time.
     robot.send(START_NS)
     robot.send(START_NS + 10**9)
-    robot.await_messages('defects', 1)
-    robot.await_true(lambda: stamp_ns(robot.received['defects'][-1]) == START_NS + 10**9, 'second frame')
+    robot.await_result(START_NS + 10**9)
     robot.await_true(lambda: len(robot.received['markers']) == len(robot.received['defects']), 'markers of both')
     count = len(robot.received['markers'])
     robot.send(START_NS + 2 * 10**9, make_picture(hole=False))
@@ -102,9 +101,10 @@ def test_markers_are_deleted_when_the_airhole_is_gone(robot: Robot) -> None:
 def test_reset_clears_map_and_markers(robot: Robot) -> None:
     robot.mount()
     robot.send(START_NS, map_x_m=0.0)
-    robot.await_messages('map', 1)
-    assert robot.reset.call(Trigger.Request()).success
-    robot.await_true(lambda: not robot.received['map'][-1].defects, 'empty map')
+    robot.await_map([1])
+    robot.await_messages('markers', 1)
+    assert robot.reset.call(Trigger.Request(), TIMEOUT_S).success
+    robot.await_map([])
     robot.await_true(
         lambda: [marker.action for marker in robot.received['markers'][-1].markers] == [Marker.DELETE] * 2, 'DELETE'
     )
@@ -176,7 +176,7 @@ def test_airholes_are_boxes_for_who_knows_vision_msgs(robot: Robot) -> None:
     (detection,) = received[0].detections
     (result,) = detection.results
     assert (result.hypothesis.class_id, result.hypothesis.score) == ('airhole', 0.875)
-    assert detection.id == str(robot.received['defects'][0].defects[0].id)
+    assert detection.id == str(robot.await_result(START_NS).defects[0].id)
     size, center = detection.bbox.size, detection.bbox.center.position
     assert (size.x, size.y) == pytest.approx((2 * RADIUS_M, 2 * RADIUS_M), rel=0.05)
     assert size.z == pytest.approx(DEPTH_M, rel=0.05)
@@ -227,16 +227,18 @@ def test_best_effort_transforms_are_taken_too(robot: Robot) -> None:
 def test_a_jump_back_of_time_starts_a_new_map(robot: Robot) -> None:
     robot.mount()
     robot.send(START_NS + 100 * 10**9, map_x_m=0.0)
-    robot.await_messages('defects', 1)
+    robot.await_map([1])
     # Transforms that come before the first picture of the second run fall victim to the jump.
-    for index in range(3):
+    robot.send(START_NS, map_x_m=0.5)
+    robot.await_true(lambda: robot.values('pipeline').get('time jumped back') == '1', 'jump in diagnostics')
+    for index in (1, 2):
         robot.send(START_NS + index * 10**9, map_x_m=0.5)
-        time.sleep(0.1)
-    robot.await_true(lambda: stamp_ns(robot.received['defects'][-1]) == START_NS + 2 * 10**9, 'second run')
-    robot.await_true(
-        lambda: [entry.position.x for entry in robot.received['map'][-1].defects] == pytest.approx([0.5], abs=5e-4),
-        'map of the second run alone',
-    )
+        robot.await_result(START_NS + index * 10**9)
+
+    def places_m() -> list[float]:
+        return [entry.position.x for entry in robot.received['map'][-1].defects]
+
+    robot.await_true(lambda: places_m() == pytest.approx([0.5], abs=5e-4), 'map of the second run alone')
 
 
 def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
@@ -244,16 +246,8 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     robot.send(START_NS, map_x_m=0.0)
     robot.await_messages('defects', 1)
 
-    def latest() -> dict[str, DiagnosticStatus]:
-        return {status.name: status for status in robot.received['health'][-1].status}
-
-    def value(part: str, key: str) -> str | None:
-        pairs = latest()[f'inspection_node: {part}'].values if robot.received['health'] else []
-        return {pair.key: pair.value for pair in pairs}.get(key)
-
-    robot.await_true(lambda: value('pipeline', 'results') == '1', 'result in diagnostics')
-    statuses = latest()
-    assert set(statuses) == {
+    robot.await_true(lambda: robot.values('pipeline').get('results') == '1', 'result in diagnostics')
+    assert {status.name for status in robot.received['health'][-1].status} == {
         f'inspection_node: {name}'
         for name in (
             'image',
@@ -267,7 +261,7 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
             'process',
         )
     }
-    pipeline = {entry.key: entry.value for entry in statuses['inspection_node: pipeline'].values}
+    pipeline = robot.values('pipeline')
     assert (pipeline['results'], pipeline['model']) == ('1', 'threshold')
     assert pipeline['device'] == 'cpu'
     times_s = {key: float(value) for key, value in pipeline.items() if key.endswith('_time_s')}
@@ -275,14 +269,13 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     assert [key.removesuffix('_time_s') for key in times_s] == list(stages)
     assert all(time_s >= 0.0 for time_s in times_s.values())
     assert times_s['measure_time_s'] > 0.0
-    calibration = statuses['inspection_node: calibration']
-    assert (calibration.level, calibration.message) == (DiagnosticStatus.OK, 'degenerate: a bare plane')
-    memory = {entry.key: entry.value for entry in statuses['inspection_node: process'].values}['memory_mb']
-    assert 50 < float(memory) < 20_000
-    assert value('image', 'publishers') == '1'
-    robot.await_true(lambda: value('image', 'rate_hz') == '0.00', 'silence in diagnostics')
-    silent = latest()['inspection_node: image']
-    assert (silent.level, silent.message) == (DiagnosticStatus.WARN, 'nothing received')
+    calibration = robot.values('calibration')
+    assert (calibration['level'], calibration['message']) == (OK, 'degenerate: a bare plane')
+    assert 50 < float(robot.values('process')['memory_mb']) < 20_000
+    assert robot.values('image')['publishers'] == '1'
+    robot.await_true(lambda: robot.values('image')['rate_hz'] == '0.00', 'silence in diagnostics')
+    silent = robot.values('image')
+    assert (silent['level'], silent['message']) == (WARN, 'nothing received')
 
 
 @pytest.mark.parametrize(

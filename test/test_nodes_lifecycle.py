@@ -89,7 +89,7 @@ def test_a_manager_leads_the_node_through_its_states(robot: Robot, manager: Call
     assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
     robot.await_connection()
     robot.send(START_NS + 10**9, map_x_m=0.0)
-    robot.await_true(lambda: robot.received['map'][-1].defects[0].observation_count == 2, 'second observation')
+    robot.await_map([2])
 
     assert lifecycle.change(Transition.TRANSITION_DEACTIVATE)
     assert lifecycle.change(Transition.TRANSITION_CLEANUP)
@@ -147,7 +147,7 @@ def test_services_answer_while_a_frame_is_computed(robot: Robot, monkeypatch: py
         assert busy.wait(TIMEOUT_S)
         while busy.is_set():
             started_s = time.monotonic()
-            assert robot.reset.call(Trigger.Request()).success
+            assert robot.reset.call(Trigger.Request(), TIMEOUT_S).success
             latencies_s.append(time.monotonic() - started_s)
             time.sleep(0.02)
     robot.await_messages('defects', 3)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 from cmml_ros.srv import SaveReport
-from robot import START_NS, Robot
+from robot import START_NS, TIMEOUT_S, Robot
 
 from cmml_ros.errors import ConfigError
 from cmml_ros.nodes.report_service import choose_folder
@@ -24,7 +24,7 @@ def test_a_report_of_the_map_so_far_is_written_below_the_report_folder(ros_home:
     robot.mount()
     robot.send(START_NS, map_x_m=0.25)
     robot.await_messages('map', 1)
-    answer = robot.save_report.call(SaveReport.Request(directory='pier 7'))
+    answer = robot.save_report.call(SaveReport.Request(directory='pier 7'), TIMEOUT_S)
     assert answer.success, answer.message
     assert (answer.defect_count, answer.report_path) == (1, str(ros_home / 'pier 7' / 'report.html'))
     with (ros_home / 'pier 7' / 'defects.csv').open() as file:
@@ -35,15 +35,15 @@ def test_a_report_of_the_map_so_far_is_written_below_the_report_folder(ros_home:
     assert '<html' in Path(answer.report_path).read_text()
 
     # Without a name each report has a folder of its own.
-    paths = {robot.save_report.call(SaveReport.Request()).report_path for _ in range(2)}
+    paths = {robot.save_report.call(SaveReport.Request(), TIMEOUT_S).report_path for _ in range(2)}
     assert len(paths) == 2
     assert {Path(path).parents[1] for path in paths} == {ros_home}
 
-    outside = robot.save_report.call(SaveReport.Request(directory='../elsewhere'))
+    outside = robot.save_report.call(SaveReport.Request(directory='../elsewhere'), TIMEOUT_S)
     assert not outside.success
     assert 'is not below the report folder' in outside.message
     assert not (ros_home.parent / 'elsewhere').exists()
-    too_long = robot.save_report.call(SaveReport.Request(directory='x' * 5000))
+    too_long = robot.save_report.call(SaveReport.Request(directory='x' * 5000), TIMEOUT_S)
     assert not too_long.success
     assert 'File name too long' in too_long.message
 
