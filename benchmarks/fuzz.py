@@ -49,13 +49,18 @@ START_NS = 1_700_000_000 * 10**9
 
 @dataclass
 class Figures:
-    """What came of the messages. memory_mb: after a fifth of them, and at the end."""
+    """What came of the messages.
+
+    slowest_s: CPU time of `slowest`, which says how to make that message again. memory_mb: after a fifth of them, and
+    at the end.
+    """
 
     taken: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     frames: int = 0
     crashes: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
+    slowest: str = ''
     memory_mb: tuple[float, float] = (0.0, 0.0)
 
     @property
@@ -68,7 +73,7 @@ class Figures:
             text
             for missed, text in (
                 (bool(self.crashes), f'{len(self.crashes)} other exceptions, the first:\n{"".join(self.crashes[:1])}'),
-                (self.slowest_s > SLOWEST_S, f'a message took {self.slowest_s:.1f} s'),
+                (self.slowest_s > SLOWEST_S, f'a message took {self.slowest_s:.1f} s: {self.slowest}'),
                 (self.growth > MEMORY_GROWTH, f'memory grew by {100 * self.growth:.1f} %'),
             )
             if missed
@@ -269,7 +274,9 @@ def fuzz(messages: int, seed: int) -> Figures:
             figures.crashes.append(traceback.format_exc())
         while assembler.errors:
             figures.refused[f'frame: {type(assembler.errors.popleft()).__name__}'] += 1
-        figures.slowest_s = max(figures.slowest_s, time.thread_time() - started_s)
+        spent_s = time.thread_time() - started_s
+        if spent_s > figures.slowest_s:
+            figures.slowest_s, figures.slowest = spent_s, f'{kind}, number {index} of seed {seed}: {message}'
         if index == messages // 5:
             early_mb = resident_mb()
     figures.memory_mb = early_mb, resident_mb()
@@ -292,9 +299,8 @@ def main() -> int:
     print(f'taken    {figures.taken.total()}: {dict(sorted(figures.taken.items()))}')
     print(f'refused  {figures.refused.total()}: {dict(sorted(figures.refused.items()))}')
     print(f'frames   {figures.frames}')
-    print(
-        f'slowest  {figures.slowest_s * 1e3:.0f} ms; memory {figures.memory_mb[0]:.0f} -> {figures.memory_mb[1]:.0f} MB'
-    )
+    print(f'slowest  {figures.slowest_s * 1e3:.0f} ms: {figures.slowest[:500]}')
+    print(f'memory   {figures.memory_mb[0]:.0f} -> {figures.memory_mb[1]:.0f} MB')
     for fault in figures.faults():
         print(f'MISSED: {fault}')
     return 1 if figures.faults() else 0

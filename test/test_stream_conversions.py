@@ -6,6 +6,7 @@ import array
 import copy
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -272,6 +273,33 @@ def test_the_size_of_a_picture_is_known_before_it_is_decoded(extension, options)
         assert announced_size(make_compressed(data[:length], 'x')) in (None, (500, 300))
 
 
+def test_the_size_of_a_jpeg_is_found_behind_any_tables_and_fill_bytes():
+    data = cv2.imencode('.jpg', np.zeros((30, 50, 3), np.uint8))[1].tobytes()
+    tables = (b'\xff\xed\xff\xff' + bytes(65533)) * 4  # profiles and previews that some cameras put before the header
+    filled = make_compressed(data[:2] + tables + b'\xff\xff' + data[2:], 'jpeg')
+    assert announced_size(filled) == (50, 30)
+    assert image_to_bgr(filled, 'image').shape == (30, 50, 3)
+    endless = make_compressed(data[:2] + b'\xff\xed\x00\x02' * 10**6 + data[2:], 'jpeg')
+    assert announced_size(endless) is None
+
+
+@pytest.mark.parametrize(
+    ('extension', 'at', 'damage', 'message'),
+    [
+        ('.png', 33, b'\xf0', 'ends early'),  # the length of the first IDAT: 4 GB are set aside for it
+        ('.jpg', 3, b'\xff', 'does not say its size'),  # the type of the first segment
+    ],
+)
+def test_a_damaged_header_costs_no_more_than_its_message(extension, at, damage, message):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = bytearray(cv2.imencode(extension, picture)[1].tobytes())
+    data[at : at + len(damage)] = damage
+    started_s = time.thread_time()
+    with pytest.raises(MessageError, match=message):
+        image_to_bgr(make_compressed(bytes(data), extension[1:]), 'image')
+    assert time.thread_time() - started_s < 0.1
+
+
 def test_compressed_bayer_mono16_depth_and_alpha():
     raw = np.tile(np.array([[200, 120], [120, 40]], dtype=np.uint8), (4, 4))
     msg = make_compressed(cv2.imencode('.png', raw)[1].tobytes(), 'bayer_rggb8; png compressed bayer_rggb8')
@@ -290,7 +318,7 @@ def test_compressed_bayer_mono16_depth_and_alpha():
 def test_a_cut_or_damaged_payload_is_refused(extension):
     data = cv2.imencode(extension, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))[1].tobytes()
     for part in (0.0, 0.01, 0.3, 0.9, 0.995):
-        with pytest.raises(MessageError, match=r'ends early|cannot be decoded|neither a JPEG nor a PNG'):
+        with pytest.raises(MessageError, match=r'ends early|cannot be decoded|does not say its size|neither a'):
             image_to_bgr(make_compressed(data[: int(part * len(data))], extension[1:]), 'image')
     with pytest.raises(MessageError, match='image: 100 bytes of format "jpeg" are neither a JPEG nor a PNG'):
         image_to_bgr(make_compressed(b'\x00' * 100, 'jpeg'), 'image')

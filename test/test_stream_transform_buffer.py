@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -73,6 +75,18 @@ def test_names_unknown_frames_and_separate_trees():
         TransformError, match='camera_link and lidar are not connected: camera_link hangs below base, lidar below rig'
     ):
         buffer.lookup('camera_link', 'lidar', 0)
+
+
+def test_an_unknown_frame_costs_little_however_many_are_known():
+    """It is asked for again with every message, and some publishers make up names."""
+    buffer = make_buffer(*(('base', f'frame_{index:09}', None, 0.0) for index in range(1900)))
+    started_s = time.thread_time()
+    for _ in range(100):
+        with pytest.raises(TransformError, match='frame "frame_123456789" is unknown; known are base, frame_000000000'):
+            buffer.lookup('base', 'frame_123456789', 0)
+    assert time.thread_time() - started_s < 0.1  # 10 s when each time the most similar name was looked for
+    buffer.set(StampedTransform('base', 'frame_123456789', 0, SE3.identity()), static=True)
+    assert buffer.lookup('base', 'frame_123456789', 0).translation.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_refuses_loops():

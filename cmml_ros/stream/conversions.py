@@ -32,8 +32,8 @@ _MODEL_NAMES = {
     'fisheye': 'equidistant',
 }
 
-# The frame header of a JPEG comes after its tables, and a thumbnail in between; of the markers C0 to CF these are none.
-_HEADER_BYTES = 2**17
+# The frame header of a JPEG comes after its tables, profiles and previews; of the markers C0 to CF these are none.
+_MAX_SEGMENTS = 1000
 _NO_FRAME_HEADER = (0xC4, 0xC8, 0xCC)
 
 
@@ -114,19 +114,24 @@ def image_to_bgr(msg: Any, topic: str) -> NDArray[np.uint8]:
 
 
 def announced_size(msg: Any) -> tuple[int, int] | None:
-    """Width and height of an Image or CompressedImage as its header says, None where it is neither PNG nor JPEG.
+    """Width and height of an Image or CompressedImage as its header says, None where no header of PNG or JPEG is found.
 
     A damaged header may announce a picture that takes seconds and gigabytes to decode.
     """
     if hasattr(msg, 'encoding'):
         return int(msg.width), int(msg.height)
-    data = bytes(memoryview(msg.data)[:_HEADER_BYTES])
-    if data[:4] == b'\x89PNG' and len(data) >= 24:
+    data = memoryview(msg.data)
+    if bytes(data[:4]) == b'\x89PNG' and len(data) >= 24:
         return int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
-    if data[:2] != b'\xff\xd8':
+    if bytes(data[:2]) != b'\xff\xd8':
         return None
     at = 2  # segments: marker, length without the marker, content
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    for _ in range(_MAX_SEGMENTS):
+        if at + 9 > len(data) or data[at] != 0xFF:
+            return None
+        if data[at + 1] == 0xFF:
+            at += 1  # a fill byte
+            continue
         if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in _NO_FRAME_HEADER:
             return int.from_bytes(data[at + 7 : at + 9], 'big'), int.from_bytes(data[at + 5 : at + 7], 'big')
         at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
@@ -334,6 +339,8 @@ def _decode(msg: Any, topic: str) -> NDArray[np.uint8]:
         raise MessageError(f'{topic}: {len(data)} bytes of format "{msg.format}" are neither a JPEG nor a PNG')
     if _is_cut_short(data):
         raise MessageError(f'{topic}: the compressed image ends early after {len(data)} bytes')
+    if announced_size(msg) is None:
+        raise MessageError(f'{topic}: the header of {len(data)} bytes of format "{msg.format}" does not say its size')
     decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if decoded is None:
         raise MessageError(f'{topic}: {len(data)} bytes of format "{msg.format}" cannot be decoded as an image')
@@ -351,11 +358,20 @@ def _decode(msg: Any, topic: str) -> NDArray[np.uint8]:
 
 
 def _is_cut_short(data: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG or PNG lacks its end marker: decoders fill the rest with grey, which must not be inspected."""
-    start, end = data[:4].tobytes(), data[len(data) // 2 :].tobytes()  # a thumbnail's end marker lies in the first half
-    if start[:2] == b'\xff\xd8':
-        return b'\xff\xd9' not in end
-    return start == b'\x89PNG' and b'IEND' not in end
+    """Whether a JPEG or PNG lacks its end: decoders fill the rest with grey, which must not be inspected.
+
+    Of a PNG each chunk is looked at, for decoders set aside as much memory as its length says.
+    """
+    view = data.data
+    if bytes(view[:2]) == b'\xff\xd8':
+        # A thumbnail's end marker lies in the first half.
+        return b'\xff\xd9' not in view[len(view) // 2 :].tobytes()
+    at = 8  # chunks: length of the content, type, content, checksum
+    while at + 12 <= len(view):
+        if bytes(view[at + 4 : at + 8]) == b'IEND':
+            return False
+        at += 12 + int.from_bytes(view[at : at + 4], 'big')
+    return True
 
 
 def _fit_coefficients(coefficients: tuple[float, ...], model: str) -> tuple[float, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass
 
 from cmml_ros.errors import TransformError
@@ -27,21 +28,31 @@ class _Edge:
         self.static = static
         self.stamps_ns: list[int] = []
         self.transforms: list[StampedTransform] = []
+        self.parents: Counter[str] = Counter()  # of the transforms
 
     def insert(self, transform: StampedTransform, history_ns: int) -> None:
         stamp_ns = transform.stamp_ns
         if self.stamps_ns and stamp_ns < self.stamps_ns[-1] - history_ns:
             # Older than everything we would keep: the clock of this publisher was set back, and we follow it.
-            self.stamps_ns, self.transforms = [], []
+            self.stamps_ns, self.transforms, self.parents = [], [], Counter()
         index = bisect_left(self.stamps_ns, stamp_ns)
+        self.parents[transform.parent] += 1
         if index < len(self.stamps_ns) and self.stamps_ns[index] == stamp_ns:
+            self._forget(self.transforms[index : index + 1])
             self.transforms[index] = transform
             return
         self.stamps_ns.insert(index, stamp_ns)
         self.transforms.insert(index, transform)
         # The last one before the window stays, so that the whole window can be interpolated.
         expired = max(bisect_left(self.stamps_ns, self.stamps_ns[-1] - history_ns) - 1, 0)
+        self._forget(self.transforms[:expired])
         del self.stamps_ns[:expired], self.transforms[:expired]
+
+    def _forget(self, transforms: list[StampedTransform]) -> None:
+        for transform in transforms:
+            self.parents[transform.parent] -= 1
+            if not self.parents[transform.parent]:
+                del self.parents[transform.parent]
 
     def parent(self, stamp_ns: int) -> str:
         """The parent at the stamp, or at the nearest one that is known."""
@@ -71,6 +82,9 @@ class _Edge:
 
 # More frames than any robot has: a publisher that makes up names must not fill the memory.
 _MAX_FRAMES = 2000
+# Among more frames nobody looks for the one that was meant.
+_MAX_HINTED = 200
+_MAX_DESCRIBED = 10
 
 
 class TransformBuffer:
@@ -79,6 +93,8 @@ class TransformBuffer:
     def __init__(self, history_s: float) -> None:
         self._history_ns = round(history_s * 1e9)
         self._edges: dict[str, _Edge] = {}
+        # What is said of an unknown frame until another becomes known: it is asked for with every message.
+        self._unknown: dict[str, str] = {}
 
     def set(self, transform: StampedTransform, static: bool) -> None:
         """Learn one transform; a static one holds at every stamp.
@@ -99,6 +115,8 @@ class TransformBuffer:
                 f'{transform.parent} -> {transform.child}: {_MAX_FRAMES} frames are known already; '
                 'does a publisher give its frames ever new names?'
             )
+        if edge is None or edge.transforms[-1].parent != transform.parent:
+            self._unknown.clear()
         if edge is None or static or edge.static:
             edge = self._edges[transform.child] = _Edge(static)
         edge.insert(transform, self._history_ns)
@@ -125,17 +143,20 @@ class TransformBuffer:
 
     def knows(self, frame: str) -> bool:
         """Whether any transform names the frame."""
-        return frame in self._edges or any(
-            transform.parent == frame for edge in self._edges.values() for transform in edge.transforms
-        )
+        return frame in self._edges or any(frame in edge.parents for edge in self._edges.values())
 
     def clear(self) -> None:
         """Forget what moves; static transforms are sent only once and stay."""
         self._edges = {child: edge for child, edge in self._edges.items() if edge.static}
+        self._unknown.clear()
 
     def _path_to_root(self, frame: str, stamp_ns: int) -> list[str]:
         if not self.knows(frame):
-            raise TransformError(self._describe_unknown(frame))
+            if frame not in self._unknown:
+                if len(self._unknown) >= _MAX_DESCRIBED:
+                    self._unknown.clear()
+                self._unknown[frame] = self._describe_unknown(frame)
+            raise TransformError(self._unknown[frame])
         path = [frame]
         while path[-1] in self._edges:
             parent = self._edges[path[-1]].parent(stamp_ns)
@@ -155,7 +176,7 @@ class TransformBuffer:
         known = sorted({*self._edges, *(edge.transforms[-1].parent for edge in self._edges.values())})
         if not known:
             return f'frame "{frame}" is unknown: nothing was received on /tf or /tf_static'
-        close = difflib.get_close_matches(frame, known, n=1)
+        close = difflib.get_close_matches(frame, known, n=1) if len(known) <= _MAX_HINTED else []
         hint = f'; did you mean "{close[0]}"?' if close else f'; known are {", ".join(known[:10])}'
         return f'frame "{frame}" is unknown{hint}'
 
