@@ -9,6 +9,8 @@ threads and does not suffer from what else the machine does; wall time does.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ from cmml_ros.inspector import Inspector
 from cmml_ros.measurement.measure import measure
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.engine import OpenVinoEngine
+from cmml_ros.model.runtime import fuse_normalisation
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 from cmml_ros.stream.assembler import Assembler
 from cmml_ros.stream.conversions import cloud_from_message, image_to_bgr, stamp_to_ns
@@ -148,7 +151,11 @@ def compare_parts(rounds: int) -> list[Comparison]:
     network, _ = load_network(find_weights('small'))
     image = image_to_bgr(image_msg, 'image')
     maps = np.zeros((3, 360, 640), np.float32)
-    engine, single = OpenVinoEngine(network, 0), OpenVinoEngine(network, 1)
+    engines = {
+        (precision, threads): OpenVinoEngine(fuse_normalisation(copy.deepcopy(network)), threads, precision=precision)
+        for precision in ('int8', 'float32')
+        for threads in (0, 1)
+    }
 
     def eager(threads: int) -> Callable[[], object]:
         def run() -> object:
@@ -209,14 +216,16 @@ def compare_parts(rounds: int) -> list[Comparison]:
             lambda: usual.measure(masks, o3d_cloud, pixels, CAMERA),
             10.0,
         ),
-        (
-            f'network, 1280x720, {cores} threads',
-            lambda: engine(image, maps),
-            'the same in eager PyTorch',
-            eager(cores),
-            2.5,
+        *(
+            (
+                f'network in {precision}, 1280x720, {threads or cores} thread(s)',
+                functools.partial(engine, image, maps),
+                'the same in eager PyTorch',
+                eager(threads or cores),
+                2.5,
+            )
+            for (precision, threads), engine in engines.items()
         ),
-        ('network, 1280x720, 1 thread', lambda: single(image, maps), 'the same in eager PyTorch', eager(1), 2.5),
     ]
     return [
         compare(what, ours, peer_name, peer, rounds=rounds, target=target)

@@ -48,10 +48,10 @@ def test_damaged_files_are_made_again(cache: Path) -> None:
 def test_other_weights_and_other_sources_are_other_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter((b'a', b'b', b'c'))
     monkeypatch.setattr(compiled_cache, 'make_onnx', lambda _: next(made))
-    assert make_onnx_once(None, 'small-1', find_cache()) == b'a'
-    assert make_onnx_once(None, 'small-2', find_cache()) == b'b'
+    assert make_onnx_once(None, 'small-1', 'float32', find_cache()) == b'a'
+    assert make_onnx_once(None, 'small-2', 'float32', find_cache()) == b'b'
     monkeypatch.setattr(compiled_cache.torch, '__version__', 'another')
-    assert make_onnx_once(None, 'small-2', find_cache()) == b'c'
+    assert make_onnx_once(None, 'small-2', 'float32', find_cache()) == b'c'
     assert len(list(cache.iterdir())) == 3
 
 

@@ -12,6 +12,7 @@ import torch
 
 from cmml_ros.model.export import make_onnx
 from cmml_ros.model.network import MultitaskNetwork
+from cmml_ros.model.quantize import CALIBRATION, load_calibration, quantize
 
 
 def find_cache() -> Path | None:
@@ -24,25 +25,29 @@ def find_cache() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def make_onnx_once(network: MultitaskNetwork, model_id: str, cache: Path | None) -> bytes:
+def make_onnx_once(network: MultitaskNetwork, model_id: str, precision: str, cache: Path | None) -> bytes:
     """What `make_onnx` makes, from `cache` where it was made before of the same weights by the same code.
 
-    model_id: with the digest of the weights, as `load_network` gives it.
+    model_id: with the digest of the weights, as `load_network` gives it. precision: int8 or float32.
     """
     if cache is None:
-        return make_onnx(network)
+        return _make(network, precision)
     sources = hashlib.sha256(torch.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob('*.py')):
+    for source in (*sorted(Path(__file__).parent.glob('*.py')), CALIBRATION):
         sources.update(source.read_bytes())
-    path = cache / f'{model_id}-{sources.hexdigest()[:12]}.onnx'
+    path = cache / f'{model_id}-{precision}-{sources.hexdigest()[:12]}.onnx'
     with suppress(OSError, ValueError):  # ValueError: cut short
         digest, model = path.read_bytes().split(b'\n', 1)
         if hashlib.sha256(model).hexdigest().encode() == digest:
             return model
-    model = make_onnx(network)
+    model = _make(network, precision)
     with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as folder:
         # In whole or not at all: another node may read while this one writes, and the disk may be full.
         made = Path(folder) / path.name
         made.write_bytes(hashlib.sha256(model).hexdigest().encode() + b'\n' + model)
         made.replace(path)
     return model
+
+
+def _make(network: MultitaskNetwork, precision: str) -> bytes:
+    return make_onnx(quantize(network, load_calibration()) if precision == 'int8' else network)

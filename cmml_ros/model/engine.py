@@ -30,15 +30,15 @@ class Engine(Protocol):
 class OpenVinoEngine:
     """Engine on the CPU, compiled once per size of the picture.
 
-    threads: 0 for one per core. Float32 throughout, also on processors that could do bfloat16: results stay the same to
-    1e-5 wherever they are computed. model_id: under which what takes long is kept
-    for the next start, in the user's cache folder; empty: it is not kept.
+    threads: 0 for one per core. precision: int8 or float32; what is not in integers is in float32, also on processors
+    that could do bfloat16: results stay the same to 1e-5 wherever they are computed. model_id: under which what takes
+    long is kept for the next start, in the user's cache folder; empty: it is not kept.
     """
 
-    def __init__(self, network: MultitaskNetwork, threads: int, model_id: str = '') -> None:
+    def __init__(self, network: MultitaskNetwork, threads: int, model_id: str = '', precision: str = 'float32') -> None:
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
-        self._model = self._core.read_model(make_onnx_once(network, model_id, cache))
+        self._model = self._core.read_model(make_onnx_once(network, model_id, precision, cache))
         self._properties = {
             'INFERENCE_PRECISION_HINT': 'f32',
             'PERFORMANCE_HINT': 'LATENCY',
