@@ -81,6 +81,7 @@ def check_large_images(outcome: Outcome) -> None:
 
 def check_node_killed(outcome: Outcome) -> None:
     assert outcome.lost == 0
+    assert outcome.recovered_s - outcome.facts['starved_s'] < 10.0  # four on a quiet machine
 
 
 def check_recorder_killed(outcome: Outcome) -> None:
