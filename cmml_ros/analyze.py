@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.mapping.standard import load_standards
+from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.html import Picture
 from cmml_ros.report.pdf import print_pdf
@@ -81,11 +83,13 @@ def analyze(
     plan = _Plan.of(paths, image_topic, camera_info_topic, points_topic, split_s)
     if bag_out is not None and bag_out.exists():
         raise BagError(f'{bag_out} exists already; name a new folder or remove it')
-    inspector = Inspector(config)
-    parts = _Parts(out, plan.splits, config, inspector.model_id)
+    # Workers load the network for themselves.
+    inspector = None if workers > 1 or cluster else Inspector(config)
+    model_id = inspector.model_id if inspector else load_network(find_weights(config.detection.model))[1]
+    parts = _Parts(out, plan.splits, config, model_id)
     with tqdm(total=plan.images, unit='frame', disable=None, dynamic_ncols=True, smoothing=0.05) as progress:
         progress.update(parts.count_done(plan.images_by_split))
-        if workers > 1 or cluster:
+        if inspector is None:
             _inspect_remotely(plan, parts, config, workers, cluster, progress)
         else:
             _inspect_here(plan, parts, config, inspector, progress)
@@ -94,7 +98,7 @@ def analyze(
         merge = _Merge(out, config, results_bag, files)
         for number in range(len(plan.splits)):
             merge.add(*parts.load(number))
-        summary = merge.finish(plan, inspector.model_id, started_s)
+        summary = merge.finish(plan, model_id, started_s)
     if pdf and (note := print_pdf(out / 'report.html', out / 'report.pdf')):
         summary = dataclasses.replace(summary, warnings=(*summary.warnings, note))
     if not parts.missing:
@@ -248,11 +252,9 @@ class _Parts:
 def _inspect_here(
     plan: _Plan, parts: _Parts, config: InspectorConfig, inspector: Inspector, progress: tqdm[Any]
 ) -> None:
-    unused: Inspector | None = inspector
     for number in parts.missing:
         # What an inspector learns about the calibration ends with its split, as it does in a worker.
-        mine, unused = unused or Inspector(config), None
-        parts.save(number, inspect_split(plan.splits[number], config.sync, mine, progress.update))
+        parts.save(number, inspect_split(plan.splits[number], config.sync, inspector.restarted(), progress.update))
 
 
 def _inspect_remotely(
@@ -312,6 +314,12 @@ def _inspect_remotely(
         ray.shutdown()
 
 
+@functools.lru_cache(maxsize=1)
+def _load_inspector(config: InspectorConfig) -> Inspector:
+    """In a worker, which does one split after the other and loads the network once."""
+    return Inspector(config)
+
+
 def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, dict[int, bytes], str]:
     """In a worker: the result of `split` as bytes, its pictures, and why there is none."""
     import cv2
@@ -322,7 +330,7 @@ def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, d
         )
     cv2.setNumThreads(config.detection.threads)
     try:
-        result = inspect_split(split, config.sync, Inspector(config))
+        result = inspect_split(split, config.sync, _load_inspector(config).restarted())
     except BagError as error:
         return b'', {}, str(error)
     return result.to_bytes(), result.pictures, ''

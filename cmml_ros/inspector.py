@@ -40,19 +40,18 @@ class Inspection:
 class Inspector:
     """Registers the points with the picture, segments it, finds each airhole's points, measures it."""
 
-    def __init__(self, config: InspectorConfig) -> None:
+    def __init__(self, config: InspectorConfig, segmenter: Segmenter | None = None) -> None:
         self._config = config
-        # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
-        preparation = threading.Thread(target=prepare, name='prepare', daemon=True)
-        preparation.start()
-        least = min(config.detection.confidence_threshold, config.detection.confirmed_threshold)
-        self._segmenter = Segmenter(replace(config.detection, confidence_threshold=least))
-        preparation.join()
+        self._segmenter = segmenter or _load_segmenter(config)
         self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED
         self._check = ExtrinsicCheck(self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
+
+    def restarted(self) -> Inspector:
+        """One that has seen no frame yet, with the network of this one."""
+        return Inspector(self._config, self._segmenter)
 
     @property
     def device(self) -> str:
@@ -133,6 +132,16 @@ class Inspector:
             found.inlier_ratio,
             frame.stamp_ns,
         )
+
+
+def _load_segmenter(config: InspectorConfig) -> Segmenter:
+    # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
+    preparation = threading.Thread(target=prepare, name='prepare', daemon=True)
+    preparation.start()
+    least = min(config.detection.confidence_threshold, config.detection.confirmed_threshold)
+    segmenter = Segmenter(replace(config.detection, confidence_threshold=least))
+    preparation.join()
+    return segmenter
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

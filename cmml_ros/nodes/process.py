@@ -1,4 +1,4 @@
-"""A node as a process: start, spin, and a clean end on Ctrl-C and SIGTERM."""
+"""Nodes as a process: start, spin, and a clean end on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class _Stopped(BaseException):
     """A signal that came while the node started."""
 
 
-def run_node(make_node: Callable[[], Node]) -> NoReturn:
+def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
     """Ends the process with 0 after Ctrl-C, SIGTERM or the node's own shutdown, with 1 when it could not start.
+
+    Of several nodes each spins in a thread of its own, and they end in the order in which they are named.
 
     A callback that fails costs itself and a line in the log, never the node.
 
@@ -48,20 +50,25 @@ def run_node(make_node: Callable[[], Node]) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    node, code = None, 0
+    nodes: list[Node] = []
+    code = 0
     try:
         _init()
-        node = make_node()
-        if isinstance(node, ManagedNode) and not node.start():
-            code = 1
-            stop.set()
+        for make_node in make_nodes:
+            node = make_node()
+            nodes.append(node)
+            if isinstance(node, ManagedNode) and not node.start():
+                code = 1
+                stop.set()
         # What the libraries hold by now stays to the end: no collection need look through it in the middle of a frame.
         gc.freeze()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
         started.set()
-        while not stop.is_set():
-            _spin_once(executor)
+        spinning = [threading.Thread(target=_spin, args=(node, stop)) for node in nodes[1:]]
+        for thread in spinning:
+            thread.start()
+        _spin(nodes[0], stop)
+        for thread in spinning:
+            thread.join()
     except (ExternalShutdownException, _Stopped):
         pass
     except CmmlError as error:
@@ -69,7 +76,7 @@ def run_node(make_node: Callable[[], Node]) -> NoReturn:
         code = 1
     finally:
         started.set()  # from here on a signal must not cut the clean-up short
-        if node is not None:
+        for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown()
     sys.stdout.flush()
@@ -85,6 +92,18 @@ def _init() -> None:
         rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
         raise ConfigError(f'ROS does not start: {error}; check the arguments and the ROS_* variables') from None
+
+
+def _spin(node: Node, stop: threading.Event) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while not stop.is_set():
+            _spin_once(executor)
+    except ExternalShutdownException:
+        pass
+    finally:
+        stop.set()
 
 
 def _spin_once(executor: SingleThreadedExecutor) -> None:
