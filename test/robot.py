@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,6 +311,11 @@ class NodeProcess:
         ended_s, starved_s = time.monotonic(), self.starved_s() - starved_s
         self.await_end()
         return ended_s - started_s - starved_s
+
+    def shared_memory(self) -> set[Path]:
+        """The segments that DDS has made for this process, and those of others that it reads."""
+        maps = Path(f'/proc/{self.process.pid}/maps').read_text(encoding='utf-8')
+        return {Path(name) for name in re.findall(r'/dev/shm/fastrtps_[0-9a-f]{16}\b', maps)}
 
     def starved_s(self) -> float:
         """How long its main thread has waited for a processor; zero where the system does not tell."""

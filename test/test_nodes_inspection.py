@@ -297,9 +297,12 @@ def test_a_node_that_cannot_start_says_why(start_node: StartNode, argument: str,
 def test_a_signal_ends_the_node_cleanly(start_node: StartNode, number: signal.Signals) -> None:
     node = start_node('inspection_node', known_segmenter=True)
     node.await_line('threshold listens to /image')
+    segments = node.shared_memory()
     assert node.stop(number) < 3.0
     assert node.process.returncode == 0
     assert 'Traceback' not in node.said
+    assert segments
+    assert [path for path in segments if path.exists()] == []
 
 
 def test_a_recording_of_the_live_run_gives_the_same_numbers_offline(

@@ -71,6 +71,9 @@ class ManagedNode(LifecycleNode):
         """Finish what is under way, then go."""
         self._finish()
         super().destroy_node()
+        # It holds the node, and a node that is held keeps its participant: others would count on it for 20 s more, and
+        # its shared memory would outlive the process.
+        vars(self).pop('_state_machine', None)
 
     def _finish(self) -> None:
         self.deactivate()
