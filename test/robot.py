@@ -286,7 +286,7 @@ class NodeProcess:
     def said(self) -> str:
         return ''.join(self.lines)
 
-    def await_line(self, text: str, timeout_s: float = 2 * TIMEOUT_S) -> str:
+    def await_line(self, text: str, timeout_s: float = 4 * TIMEOUT_S) -> str:
         end_s = time.monotonic() + timeout_s
         while True:
             ended = self.process.poll() is not None and not self._reader.is_alive()

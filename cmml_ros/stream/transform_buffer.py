@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from dataclasses import dataclass
 
 from cmml_ros.errors import TransformError
@@ -28,31 +27,30 @@ class _Edge:
         self.static = static
         self.stamps_ns: list[int] = []
         self.transforms: list[StampedTransform] = []
-        self.parents: Counter[str] = Counter()  # of the transforms
+        self.parents: tuple[str, ...] = ()  # of the transforms, each once
 
     def insert(self, transform: StampedTransform, history_ns: int) -> None:
         stamp_ns = transform.stamp_ns
         if self.stamps_ns and stamp_ns < self.stamps_ns[-1] - history_ns:
             # Older than everything we would keep: the clock of this publisher was set back, and we follow it.
-            self.stamps_ns, self.transforms, self.parents = [], [], Counter()
+            self.stamps_ns, self.transforms, self.parents = [], [], ()
         index = bisect_left(self.stamps_ns, stamp_ns)
-        self.parents[transform.parent] += 1
+        if transform.parent not in self.parents:
+            self.parents += (transform.parent,)
         if index < len(self.stamps_ns) and self.stamps_ns[index] == stamp_ns:
-            self._forget(self.transforms[index : index + 1])
             self.transforms[index] = transform
+            self._forget_parents()
             return
         self.stamps_ns.insert(index, stamp_ns)
         self.transforms.insert(index, transform)
         # The last one before the window stays, so that the whole window can be interpolated.
         expired = max(bisect_left(self.stamps_ns, self.stamps_ns[-1] - history_ns) - 1, 0)
-        self._forget(self.transforms[:expired])
         del self.stamps_ns[:expired], self.transforms[:expired]
+        self._forget_parents()
 
-    def _forget(self, transforms: list[StampedTransform]) -> None:
-        for transform in transforms:
-            self.parents[transform.parent] -= 1
-            if not self.parents[transform.parent]:
-                del self.parents[transform.parent]
+    def _forget_parents(self) -> None:
+        if len(self.parents) > 1:
+            self.parents = tuple(dict.fromkeys(transform.parent for transform in self.transforms))
 
     def parent(self, stamp_ns: int) -> str:
         """The parent at the stamp, or at the nearest one that is known."""
