@@ -37,6 +37,7 @@ from cmml_ros.inspector import Inspector
 from cmml_ros.measurement.measure import measure
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.engine import OpenVinoEngine
+from cmml_ros.model.pose import estimate_pose
 from cmml_ros.model.runtime import fuse_normalisation
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 from cmml_ros.stream.assembler import Assembler
@@ -165,6 +166,13 @@ def compare_parts(rounds: int) -> list[Comparison]:
         return run
 
     cores = torch.get_num_threads()
+    unet = usual.UNet().eval()
+    matched, seen = make_matches(projected)
+
+    def run_unet() -> object:
+        torch.set_num_threads(1)
+        return unet.segment(image)
+
     pairs: list[tuple[str, Callable[[], object], str, Callable[[], object], float | None]] = [
         (
             'image message to BGR array',
@@ -226,11 +234,36 @@ def compare_parts(rounds: int) -> list[Comparison]:
             )
             for (precision, threads), engine in engines.items()
         ),
+        (
+            'network in int8, 1280x720, 1 thread(s)',
+            functools.partial(engines['int8', 1], image, maps),
+            'U-Net of 32 to 512 channels in eager PyTorch',
+            run_unet,
+            None,
+        ),
+        (
+            'pose from 1,000 matches, 60 % of them wrong',
+            lambda: estimate_pose(matched, seen, CAMERA, 5.0),
+            'OpenCV RANSAC and refinement',
+            lambda: usual.solve_pnp(matched, seen, CAMERA),
+            None,
+        ),
     ]
     return [
         compare(what, ours, peer_name, peer, rounds=rounds, target=target)
         for what, ours, peer_name, peer, target in tqdm(pairs, desc='parts', unit='pair')
     ]
+
+
+def make_matches(projected: ProjectedCloud) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """1,000 points of a cloud with a pixel of noise, 60 % of them matched with any other pixel."""
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(len(projected.pixels), 1000, replace=False)
+    pixels = projected.pixels[chosen] + rng.normal(0.0, 1.0, (1000, 2))
+    wrong = rng.random(1000) < 0.6
+    pixels[wrong] = rng.uniform((0, 0), (CAMERA.width - 1, CAMERA.height - 1), (int(wrong.sum()), 2))
+    inside = np.clip(pixels, 0.0, (CAMERA.width - 1, CAMERA.height - 1))
+    return projected.points_camera[chosen], inside
 
 
 def pair_ours() -> int:

@@ -142,6 +142,54 @@ def segment(
     return network(batch, torch.from_numpy(range_maps).unsqueeze(0)).sigmoid()[0].numpy()
 
 
+class UNet(torch.nn.Module):
+    """Ronneberger et al. (MICCAI 2015) with padding, batch normalisation and half the channels."""
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256, 512)) -> None:
+        super().__init__()
+        self.down = torch.nn.ModuleList(
+            [self._block(before, after) for before, after in itertools.pairwise((3, *channels))]
+        )
+        upwards = list(itertools.pairwise(reversed(channels)))
+        self.up = torch.nn.ModuleList([torch.nn.ConvTranspose2d(deep, fine, 2, 2) for deep, fine in upwards])
+        self.join = torch.nn.ModuleList([self._block(2 * fine, fine) for _, fine in upwards])
+        self.logits = torch.nn.Conv2d(channels[0], 2, 1)
+
+    @staticmethod
+    def _block(before: int, after: int) -> torch.nn.Sequential:
+        layers: list[torch.nn.Module] = []
+        for channels in (before, after):
+            layers += [
+                torch.nn.Conv2d(channels, after, 3, padding=1, bias=False),
+                torch.nn.BatchNorm2d(after),
+                torch.nn.ReLU(),
+            ]
+        return torch.nn.Sequential(*layers)
+
+    @torch.inference_mode()
+    def segment(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (2, H, W)."""
+        features = torch.from_numpy(image).permute(2, 0, 1).float().unsqueeze(0) / 255.0
+        kept: list[torch.Tensor] = []
+        for block in self.down:
+            features = block(torch.nn.functional.max_pool2d(features, 2) if kept else features)
+            kept.append(features)
+        for up, join, skipped in zip(self.up, self.join, reversed(kept[:-1]), strict=True):
+            features = join(torch.cat([skipped, up(features)], dim=1))
+        return self.logits(features).sigmoid()[0].numpy()
+
+
+def solve_pnp(points: NDArray[np.float64], pixels: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
+    """Rotation vector and translation (6,) by OpenCV's RANSAC and Levenberg-Marquardt on its inliers."""
+    distortion = np.array(camera.distortion)
+    _, turn, shift, inliers = cv2.solvePnPRansac(
+        points, pixels, camera.matrix, distortion, reprojectionError=5.0, iterationsCount=1000, confidence=0.9999
+    )
+    inside = inliers[:, 0]
+    turn, shift = cv2.solvePnPRefineLM(points[inside], pixels[inside], camera.matrix, distortion, turn, shift)
+    return np.concatenate([turn[:, 0], shift[:, 0]])
+
+
 def find_blobs(mask: NDArray[np.float32]) -> list[InstanceMask]:
     """One mask per connected blob of 3 px and more."""
     count, _, stats, _ = cv2.connectedComponentsWithStats((mask >= 0.5).astype(np.uint8))
