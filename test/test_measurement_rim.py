@@ -147,3 +147,6 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
     assert find_boundary_std(InstanceMask(whole, 0, 0, 1.0), perimeter) == pytest.approx(
         1.0 / math.sqrt(12.0), rel=0.06
     )
+    # What the maker of a mask says of its rims comes on top, independent of it.
+    told = InstanceMask(whole, 0, 0, 1.0, boundary_std_px=0.4)
+    assert find_boundary_std(told, perimeter) == pytest.approx(math.hypot(1.0 / math.sqrt(12.0), 0.4), rel=0.03)

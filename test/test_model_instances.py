@@ -12,8 +12,11 @@ def disc(radius: float, x: float, y: float, shape: tuple[int, int] = (120, 160))
 
 
 def test_a_disc_of_ten_pixels_radius_has_its_area():
-    (mask,) = split_instances(disc(10, 60, 50), np.zeros((120, 160), np.float32), DetectionConfig())
+    inside = disc(10, 60, 50)
+    drawn = inside / (inside + (1.0 - inside) * np.float32(np.exp(0.4)))  # too far in, as the network does
+    (mask,) = split_instances(drawn, np.zeros((120, 160), np.float32), DetectionConfig())
     assert mask.area_px == pytest.approx(np.pi * 100, rel=0.005)
+    assert mask.boundary_std_px == 0.35
     assert mask.equivalent_diameter_px == pytest.approx(20.0, rel=0.003)
     assert not mask.touches_border
     assert mask.left <= 50

@@ -16,6 +16,7 @@ class InstanceMask:
 
     coverage: (h, w) float32 in [0, 1], the share of each pixel that lies inside the rim; it sums to the area in pixels.
     left, top: column and row of coverage[0, 0] in the image. touches_border: the image cuts the airhole.
+    boundary_std_px: deviation of the whole rim beyond what the softness of the coverage tells; 0 for a drawn mask.
     """
 
     coverage: NDArray[np.float32]
@@ -24,6 +25,7 @@ class InstanceMask:
     confidence: float
     touches_border: bool = False
     class_id: int = 0
+    boundary_std_px: float = 0.0
 
     def __post_init__(self) -> None:
         if self.coverage.ndim != 2 or self.coverage.dtype != np.float32:

@@ -28,7 +28,7 @@ def find_rim_level(mask: InstanceMask) -> float:
 
 
 def find_boundary_std(mask: InstanceMask, perimeter_px: float) -> float:
-    """Deviation of the rim, pixels, all around alike, from how soft the mask is across it.
+    """Deviation of the rim, pixels, all around alike: how soft the mask is across it, and what its maker adds.
 
     Read as the probability that the rim lies farther out, a mask that falls off logistically with scale w puts the rim
     at a deviation of pi w / sqrt(3), and the sum of p (1 - p) per pixel of rim is w. An exact mask has 1/6 there, the
@@ -36,7 +36,8 @@ def find_boundary_std(mask: InstanceMask, perimeter_px: float) -> float:
     pixels the rim lies.
     """
     softness = _doubt(as_compiled(mask.coverage)) / perimeter_px
-    return max(math.pi / math.sqrt(3.0) * abs(softness - _EXACT_SOFTNESS), _MIN_BOUNDARY_STD_PX)
+    from_softness_px = max(math.pi / math.sqrt(3.0) * abs(softness - _EXACT_SOFTNESS), _MIN_BOUNDARY_STD_PX)
+    return math.hypot(from_softness_px, mask.boundary_std_px)
 
 
 def outline_in_image(mask: InstanceMask) -> Array:
