@@ -242,7 +242,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help='how right network and measurement are, on simulated walls',
         description='Simulate walls that training never saw and print how well the network finds airholes and lays '
         'clouds on pictures, beside what one would use instead; or, with --measurement, how wrong areas, depths and '
-        'volumes are and how often their 95 %% intervals hold the truth. The figures also go to DIR.',
+        'volumes are and how often their 95 % intervals hold the truth. The figures also go to DIR.',
     )
     parser.set_defaults(run=_evaluate_network)
     parser.add_argument(
