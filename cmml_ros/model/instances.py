@@ -13,8 +13,9 @@ from cmml_ros.geometry.mask import InstanceMask
 # Pixels are partly covered this far to either side of the rim, no farther.
 _BAND_PX = 2.0
 # Rims that the network draws lie too far in, and how far off they are varies from airhole to airhole more than their
-# softness tells. Chosen for the shipped weights on walls of the seeds 11 to 13 at 0.5 mm of noise (0 to 1.2 were compared by
-# the area, the deviation is of maximum likelihood); `cmml evaluate --measurement --masks network` shows the bias that is left.
+# softness tells. Chosen for the shipped weights on walls of the seeds 11 to 13 at 0.5 mm of noise (0 to 1.2 were
+# compared by the area, the deviation is of maximum likelihood); `cmml evaluate --measurement --masks network` shows
+# what bias is left.
 _RIM_LOG_ODDS = 0.4
 _RIM_STD_PX = 0.35
 _MARGIN_PX = 3
