@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,3 +155,29 @@ def test_services_answer_while_a_frame_is_computed(robot: Robot, monkeypatch: py
     robot.await_messages('defects', 3)
     assert len(latencies_s) > 20
     assert statistics.median(latencies_s) < 0.1
+
+
+_SIGNALLED_WHILE_IT_ACTIVATES = """
+import os, signal
+from cmml_ros.nodes.managed import ManagedNode
+from cmml_ros.nodes.process import run_node
+
+class Signalled(ManagedNode):
+    def activate(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print('activated')
+
+    def clean_up(self):
+        print('cleaned up')
+
+run_node(lambda: Signalled('signalled'))
+"""
+
+
+def test_a_signal_does_not_cut_activation_short() -> None:
+    """What is cut where a lock is taken leaves it locked, and the end would wait for it."""
+    ended = subprocess.run(
+        [sys.executable, '-c', _SIGNALLED_WHILE_IT_ACTIVATES], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.stdout.split('\n') == ['activated', 'cleaned up', '']
+    assert ended.returncode == 0, ended.stderr

@@ -37,15 +37,18 @@ class ManagedNode(LifecycleNode):
     def clean_up(self) -> None:
         """Release what `configure` acquired."""
 
-    def start(self) -> bool:
-        """Whether the node runs, or waits for a lifecycle manager; `failure` says why not."""
+    def start(self, on_configured: Callable[[], None] = lambda: None) -> bool:
+        """Whether the node runs, or waits for a lifecycle manager; `failure` says why not.
+
+        on_configured: called once what takes long is acquired, before the node begins to work.
+        """
         if not self._autostart:
             self.get_logger().info('waits for a lifecycle manager: autostart is false')
             return True
-        return all(
-            transition() is TransitionCallbackReturn.SUCCESS
-            for transition in (self.trigger_configure, self.trigger_activate)
-        )
+        if self.trigger_configure() is not TransitionCallbackReturn.SUCCESS:
+            return False
+        on_configured()
+        return self.trigger_activate() is TransitionCallbackReturn.SUCCESS
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Unconfigured to inactive."""

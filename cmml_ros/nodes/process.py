@@ -26,7 +26,31 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 class _Stopped(BaseException):
-    """A signal that came while the node started."""
+    """A signal that came while a node loaded."""
+
+
+class _Signals:
+    """What SIGINT and SIGTERM have asked for.
+
+    Plain flags: a handler that takes a lock, or raises where one is being taken, can leave it locked for ever. So it
+    raises only where waiting would be long and nothing is open yet.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.loading = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def end_loading(self) -> None:
+        """From here on a signal is noted, no more."""
+        self.loading = False
+
+    def _on_signal(self, *_: object) -> None:
+        self.stopping = True
+        if self.loading:
+            self.loading = False
+            raise _Stopped  # loading a network takes longer than anybody waits for Ctrl-C
 
 
 def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
@@ -39,34 +63,26 @@ def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
     rclpy's own signal handlers would shut the context down at once; here the node can still publish, log and close
     its files in `destroy_node`.
     """
-    stop, started = threading.Event(), threading.Event()
-
-    def on_signal(*_: object) -> None:
-        if not started.is_set() and not stop.is_set():
-            stop.set()
-            raise _Stopped  # loading a network takes longer than anybody waits for Ctrl-C
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    signals = _Signals()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     nodes: list[Node] = []
     code = 0
     try:
         _init()
         for make_node in make_nodes:
+            signals.loading = not signals.stopping
             node = make_node()
             nodes.append(node)
-            if isinstance(node, ManagedNode) and not node.start():
+            if isinstance(node, ManagedNode) and not node.start(signals.end_loading):
                 code = 1
-                stop.set()
+                signals.stopping = True
+            signals.end_loading()
         # What the libraries hold by now stays to the end: no collection need look through it in the middle of a frame.
         gc.freeze()
-        started.set()
-        spinning = [threading.Thread(target=_spin, args=(node, stop)) for node in nodes[1:]]
+        spinning = [threading.Thread(target=_spin, args=(node, signals)) for node in nodes[1:]]
         for thread in spinning:
             thread.start()
-        _spin(nodes[0], stop)
+        _spin(nodes[0], signals)
         for thread in spinning:
             thread.join()
     except (ExternalShutdownException, _Stopped):
@@ -75,7 +91,7 @@ def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
         get_logger('cmml_ros').fatal(str(error))
         code = 1
     finally:
-        started.set()  # from here on a signal must not cut the clean-up short
+        signals.end_loading()
         for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown()
@@ -94,16 +110,16 @@ def _init() -> None:
         raise ConfigError(f'ROS does not start: {error}; check the arguments and the ROS_* variables') from None
 
 
-def _spin(node: Node, stop: threading.Event) -> None:
+def _spin(node: Node, signals: _Signals) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        while not stop.is_set():
+        while not signals.stopping:
             _spin_once(executor)
     except ExternalShutdownException:
         pass
     finally:
-        stop.set()
+        signals.stopping = True
 
 
 def _spin_once(executor: SingleThreadedExecutor) -> None:
