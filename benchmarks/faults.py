@@ -3,8 +3,9 @@
     python benchmarks/faults.py [--only NAME] [--seconds 30]
 
 Each fault has a node of its own, with a threshold in place of the network so that every result is known; the one that
-is killed and started again has its network, whose load is most of the time. Prints one row for each: the fault, what happened, what was lost, and how long it took to go on. `test/test_nodes_faults.py` runs the
-same faults, shorter, and asserts what they print.
+is killed and started again has its network, whose load is most of the time. Prints one row for each: the fault, what
+happened, what was lost, and how long it took to go on. `test/test_nodes_faults.py` runs the same faults, shorter, and
+asserts what they print.
 """
 
 from __future__ import annotations
