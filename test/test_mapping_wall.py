@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +14,9 @@ import pytest
 
 from cmml_ros.config import MapConfig
 from cmml_ros.geometry.transforms import SE3
-from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.coverage import find_coverage
+from cmml_ros.mapping.defect_map import DefectMap, MapView
+from cmml_ros.mapping.developed import fit_developed
 
 
 @pytest.fixture(scope='module')
@@ -101,3 +105,46 @@ def test_what_is_not_seen_where_it_should_be_loses_confidence(map_wall: ModuleTy
     for place in ([0.0, 0.0, 2 * map_wall.DISTANCE_M], [0.4, 0.0, map_wall.DISTANCE_M]):
         defect_map.add([], SE3(pose.rotation, np.array(place)), 2, 'camera', map_wall.CAMERA)
     assert (defect_map.entries[0].misses, defect_map.entries[0].observations) == (1, 1)
+
+
+def test_a_long_exposure_of_the_same_airholes_does_not_grow(map_wall: ModuleType):
+    # Thirty airholes watched 400 times by a robot that stands still, its pose told to 0.2 mm and 0.02 degrees.
+    generator = np.random.default_rng(0)
+    wall = map_wall.Wall.make(0.4, 0.3, 30, generator)
+    pose = SE3(np.diag([1.0, -1.0, -1.0]), np.array([0.2, 0.15, map_wall.DISTANCE_M]))
+    _, defects = map_wall.see(wall, pose, generator)
+    defect_map = DefectMap(MapConfig())
+    seconds, sizes = [], []
+    for number in range(400):
+        noise = SE3.from_rotation_vector(generator.normal(0.0, 3.5e-4, 3), generator.normal(0.0, 2e-4, 3))
+        started = time.thread_time()
+        defect_map.add(defects, pose @ noise, number, 'camera', map_wall.CAMERA)
+        snapshot = defect_map.snapshot()
+        seconds.append(time.thread_time() - started)
+        if number % 100 == 99:
+            sizes.append(len(pickle.dumps((defect_map, snapshot))))
+    assert (snapshot.first_stamp_ns, snapshot.last_stamp_ns) == (0, 399)
+    assert {entry.observations for entry in snapshot.entries} == {400}
+    assert len(snapshot.views) <= 16  # the places that its pose lies between
+    assert sizes[-1] < 1.02 * sizes[1]
+    assert np.median(seconds[300:]) < 1.5 * np.median(seconds[100:200])
+
+
+def test_what_the_kept_views_show_is_what_all_showed(map_wall: ModuleType):
+    # Ten passes over the same wall, a hundredth of a millimetre and of a degree apart.
+    generator = np.random.default_rng(1)
+    wall = map_wall.Wall.make(0.8, 0.5, 60, generator)
+    defect_map, views = DefectMap(MapConfig()), []
+    for number in range(10):
+        for T_true, _ in map_wall.pass_by(0.8, 0.5, np.random.default_rng(2), 0.0, 0.0):
+            noise = SE3.from_rotation_vector(generator.normal(0.0, 2e-4, 3), generator.normal(0.0, 1e-5, 3))
+            _, defects = map_wall.see(wall, T_true, generator)
+            defect_map.add(defects, T_true @ noise, number, 'camera', map_wall.CAMERA)
+            views.append(MapView(number, T_true @ noise, map_wall.CAMERA))
+    snapshot = defect_map.snapshot()
+    surface = fit_developed([entry.measurement for entry in snapshot.entries])
+    kept, every = find_coverage(surface, snapshot.views), find_coverage(surface, views)
+    assert len(views) == 60
+    assert len(snapshot.views) <= 0.5 * len(views)
+    assert kept.area_m2 == pytest.approx(every.area_m2, rel=0.01)
+    assert kept.px_per_m.max() == pytest.approx(every.px_per_m.max(), rel=0.01)

@@ -36,6 +36,8 @@ _BORDER_PX = 8.0
 _APART_SHARE = 0.25
 _JOINED_AREA_RATIOS = (0.6, 1.2)
 _SAME_SIZE = 0.95
+# Frames whose camera, and what it looks at, lie within this share of the distance show the same of the surface.
+_SAME_PLACE = 0.01
 _NOTHING = Measurement.unknown(Status.NO_POINTS, '')
 
 
@@ -73,14 +75,17 @@ class MapView:
 class MapSnapshot:
     """A map at one moment, which does not change any more.
 
-    entries: by id. views: of every frame with a pose and a camera. largest_correction_m: by how much the drift of the
-    poses was corrected at most.
+    entries: by id. views: of the frames with a pose and a camera, one of those taken from about the same place.
+    largest_correction_m: by how much the drift of the poses was corrected at most. first_stamp_ns, last_stamp_ns: of
+    the frames with a pose and a camera, 0 without one.
     """
 
     map_frame: str
     entries: tuple[MapEntry, ...]
     views: tuple[MapView, ...]
     largest_correction_m: float
+    first_stamp_ns: int = 0
+    last_stamp_ns: int = 0
 
     @property
     def placed(self) -> tuple[MapEntry, ...]:
@@ -114,7 +119,8 @@ class DefectMap:
 
     def snapshot(self) -> MapSnapshot:
         """The map as it is now, for a report; cheap for what has not changed since the previous call."""
-        return MapSnapshot(self._map_frame, tuple(self.entries), tuple(self._views), self._largest_correction_m)
+        views = tuple(self._views.values())
+        return MapSnapshot(self._map_frame, tuple(self.entries), views, self._largest_correction_m, *self._stamps_ns)
 
     def add(
         self,
@@ -152,7 +158,7 @@ class DefectMap:
             self._absorb_parts(rows[placed])
             self._read_joined(rows[placed])
             if camera is not None:
-                self._views.append(MapView(stamp_ns, T_corrected, camera))
+                self._keep_view(MapView(stamp_ns, T_corrected, camera), views.positions[placed])
                 self._expect(camera, T_corrected, rows[placed])
         return [int(row) + 1 for row in rows]
 
@@ -160,7 +166,9 @@ class DefectMap:
         """Forget everything; ids start from 1 again."""
         self._drift = DriftFilter(self._config)
         self._largest_correction_m = 0.0
-        self._views: list[MapView] = []
+        self._views: dict[tuple[Camera, int, bytes], MapView] = {}
+        self._distance_exponent = 0
+        self._stamps_ns = 0, 0
         # The view with the best area and its pose, and the one with the best volume, of each airhole.
         self._sized: list[tuple[Measurement, SE3 | None]] = []
         self._filled: list[Measurement] = []
@@ -380,6 +388,23 @@ class DefectMap:
                 continue
             apart = tracks['observations'][several].min() >= _APART_SHARE * tracks['observations'][one]
             tracks['misread'][one], tracks['misread'][several] = apart, not apart
+
+    def _keep_view(self, view: MapView, positions: Array) -> None:
+        """Remember what a frame showed, unless one from about the same place did; positions: of its airholes.
+
+        So a robot that stands still, or comes back, does not fill the memory. Distances go by powers of two, so that
+        places can be compared.
+        """
+        first_ns, last_ns = self._stamps_ns if self._views else (view.stamp_ns, view.stamp_ns)
+        self._stamps_ns = min(first_ns, view.stamp_ns), max(last_ns, view.stamp_ns)
+        if len(positions):
+            distance_m = float(np.median(view.T_map_camera.inverse().apply(positions)[:, 2]))
+            self._distance_exponent = round(math.log2(max(distance_m, 1e-3)))
+        distance_m = 2.0**self._distance_exponent
+        origin, (right, _, forward) = view.T_map_camera.translation, distance_m * view.T_map_camera.rotation.T
+        marks = np.concatenate([origin, origin + forward, origin + forward + right])
+        place = np.rint(marks / (_SAME_PLACE * distance_m)).astype(np.int64).tobytes()
+        self._views.setdefault((view.camera, self._distance_exponent, place), view)
 
     def _expect(self, camera: Camera, T_map_camera: SE3, seen_rows: Integers) -> None:
         """Count a miss for each airhole that this frame should show and does not."""

@@ -54,7 +54,6 @@ class RunStatistics:
     ) -> Summary:
         """The facts for a report. topics: resolved name by input. counts: of the Assembler."""
         noises_m = list(self._range_noises_m)
-        stamps_ns = [view.stamp_ns for view in snapshot.views]
         cameras = dict.fromkeys(f'{view.camera.width} x {view.camera.height} px' for view in snapshot.views)
         return Summary(
             bag='live',
@@ -72,8 +71,8 @@ class RunStatistics:
             fault='',
             range_noise_m=float(np.median(noises_m)) if noises_m else math.nan,
             timings_s={},
-            first_stamp_ns=min(stamps_ns, default=0),
-            last_stamp_ns=max(stamps_ns, default=0),
+            first_stamp_ns=snapshot.first_stamp_ns,
+            last_stamp_ns=snapshot.last_stamp_ns,
             camera=', '.join(cameras),
             largest_correction_m=snapshot.largest_correction_m,
             calibration=self._calibration,
