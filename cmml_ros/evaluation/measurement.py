@@ -20,6 +20,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from cmml_ros.config import InspectorConfig, MeasurementConfig, flatten_config
+from cmml_ros.evaluation.rim_offset import NORMAL_95, RimOffset, format_rim_offsets
 from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.transforms import SE3
@@ -40,7 +41,6 @@ MaskSource = Literal['true', 'network']
 
 # Areas and depths of smaller blobs are reported, but no target is set for them.
 MIN_DIAMETER_PX = 8.0
-NORMAL_95 = 1.96
 
 _MARGIN_PX = 10.0  # between rims and the border of the picture
 _INCIDENCE_PLAY_DEG = 10.0
@@ -265,7 +265,7 @@ def _cut_mask(coverage: NDArray[np.float32], hole: AirholeTruth, T_scene_camera:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One airhole and what was measured; truth is None for sound wall."""
+    """One airhole and what was measured; truth is None for sound wall, rim for it and for exact masks."""
 
     sensor: str
     kind: Kind
@@ -276,6 +276,7 @@ class Sample:
     diameter_px: float
     truth: AirholeTruth | None
     measurement: Measurement
+    rim: RimOffset | None = None
 
 
 def sample_measurements(
@@ -306,7 +307,9 @@ def sample_measurements(
                 found, view.holes, view.sizes, view.masks, strict=True
             ):
                 if mask is not None:
-                    yield _make_sample(view, name, diameter_m, depth_ratio, true_mask, truth, next(measured))
+                    sample = _make_sample(view, name, diameter_m, depth_ratio, true_mask, truth, next(measured))
+                    rim = RimOffset.between(true_mask, mask) if masks == 'network' else None
+                    yield dataclasses.replace(sample, rim=rim)
             for mask, measurement in zip(sound, measured, strict=True):
                 yield _make_sample(view, name, math.nan, math.nan, mask, None, measurement)
 
@@ -499,7 +502,9 @@ def evaluate_measurement(
     text = json.dumps(document, indent=1, allow_nan=False)
     (out / f'measurement_{masks}_masks.json').write_text(text + '\n', encoding='utf-8')
     draw_measurability(samples, out / 'measurability.png')
-    return format_tables(samples)
+    tables = format_tables(samples)
+    rims = [sample.rim for sample in samples if sample.rim is not None and sample.diameter_px >= MIN_DIAMETER_PX]
+    return f'{tables}\n\n{format_rim_offsets(rims)}' if masks == 'network' else tables
 
 
 CELL = ('sensor', 'kind', 'distance_m', 'incidence_deg', 'diameter_m', 'depth_ratio')

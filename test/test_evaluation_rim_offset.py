@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cmml_ros.evaluation.rim_offset import RimOffset, find_holding_std, find_likely_std, format_rim_offsets
+from cmml_ros.geometry.mask import InstanceMask
+
+
+def disc(radius_px: float, softness_px: float = 0.0) -> InstanceMask:
+    """Anti-aliased, or falling off logistically."""
+    fine = (np.arange(61 * 16) + 0.5) / 16 - 30.5
+    outside = np.hypot(*np.meshgrid(fine, fine)) - radius_px
+    share = (outside < 0.0).astype(float) if softness_px == 0.0 else 1.0 / (1.0 + np.exp(outside / softness_px))
+    return InstanceMask(share.reshape(61, 16, 61, 16).mean(axis=(1, 3)).astype(np.float32), 0, 0, 1.0)
+
+
+def test_a_rim_half_a_pixel_too_far_in_is_said_to_be() -> None:
+    found = replace(disc(19.5), boundary_std_px=0.3)
+    offset = RimOffset.between(disc(20.0), found)
+    # pi (20^2 - 19.5^2) over 2 pi 20
+    assert offset.offset_px == pytest.approx(-0.494, abs=0.01)
+    assert offset.diameter_px == pytest.approx(40.0, abs=0.05)
+    assert offset.told_px == 0.3
+    assert offset.from_softness_px < 0.02
+
+
+def test_softness_is_what_the_log_odds_move_a_rim_by() -> None:
+    before = disc(20.0, 0.6)
+    odds = before.coverage * math.exp(0.2)
+    raised = InstanceMask((odds / (1.0 - before.coverage + odds)).astype(np.float32), 0, 0, 1.0)
+    moved = RimOffset.between(before, raised)
+    assert moved.offset_px == pytest.approx(0.2 * moved.softness_px, rel=0.05)
+    assert moved.softness_px == pytest.approx(0.6, rel=0.12)  # and what a pixel's own width adds
+
+
+def test_deviations_beside_what_softness_tells() -> None:
+    rng = np.random.default_rng(0)
+    known = rng.uniform(0.1, 0.5, 4000)
+    offsets = rng.standard_normal(4000) * np.hypot(known, 0.4)
+    assert find_likely_std(offsets, known) == pytest.approx(0.4, abs=0.02)
+    assert find_holding_std(offsets, known) == pytest.approx(0.4, abs=0.04)
+    assert find_likely_std(0.1 * offsets, known) == 0.0
+    assert find_holding_std(0.1 * offsets, known) == 0.0
+
+
+def test_the_table_says_what_would_bring_the_offset_to_zero() -> None:
+    rng = np.random.default_rng(1)
+    softness = rng.uniform(0.3, 0.6, 300)
+    offsets = -0.5 * softness + 0.05 * rng.standard_normal(300)
+    rims = [RimOffset(20.0, o, w, 0.01, 0.35) for o, w in zip(offsets, softness, strict=True)]
+    table = format_rim_offsets(rims)
+    assert '| mean offset | +0.50 | 0.05 | 0.05 |' in table
+    assert '| nothing, as it is | +0.00 | 0.23 |' in table
+    assert '| all (300) | -0.22 |' in table
+    assert 'too few' in format_rim_offsets(rims[:2])
