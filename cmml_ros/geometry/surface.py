@@ -125,6 +125,15 @@ class Surface:
         """Standard deviation of h(x, y) from the fit, metres."""
         return math.sqrt(max(_elevation_variance(self.covariance, float(x), float(y)), 0.0))
 
+    def area_std_ratio(self, x: float, y: float) -> float:
+        """Relative standard deviation, from the fit, of the area at x, y that a small solid angle cuts out.
+
+        The area is the solid angle times D^2 / cosine for a distance D: it answers to the elevation and, obliquely
+        seen, to the tilt.
+        """
+        x, y = float(x), float(y)
+        return math.sqrt(max(_area_variance(self.covariance, x, y, self.origin, self.axes, self.coefficients), 0.0))
+
     def enter(self, points: Array) -> tuple[Array, Array, Array, float]:
         """How the rays to `points`, (N, 3) in the camera frame, pass the surface.
 
@@ -336,11 +345,40 @@ def _point_at(x: float, y: float, origin: Array, axes: Array, coefficients: Arra
 
 @compiled
 def _elevation_variance(covariance: Array, x: float, y: float) -> float:
-    basis = (1.0, x, y, x * x, x * y, y * y)
+    return _propagate(covariance, np.array([1.0, x, y, x * x, x * y, y * y]))
+
+
+@compiled
+def _area_variance(covariance: Array, x: float, y: float, origin: Array, axes: Array, coefficients: Array) -> float:
+    """Relative variance of D^2 / cosine at x, y."""
+    a, b, c, d, e, f = coefficients
+    slope_x, slope_y = b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
+    eye_x, eye_y, eye_z = _eye(origin, axes)
+    ray_x, ray_y, ray_z = x - eye_x, y - eye_y, a + (b + d * x + e * y) * x + (c + f * y) * y - eye_z
+    # The surface moved by dh is met a share dh / sinking nearer; of the cosine sinking / (D |normal|) the tilt changes
+    # sinking and the length of the normal.
+    sinking = slope_x * ray_x + slope_y * ray_y - ray_z
+    normal = 1.0 + slope_x * slope_x + slope_y * slope_y
+    by_h, by_x, by_y = -2.0 / sinking, slope_x / normal - ray_x / sinking, slope_y / normal - ray_y / sinking
+    answer = np.array(
+        [
+            by_h,
+            by_h * x + by_x,
+            by_h * y + by_y,
+            by_h * x * x + 2.0 * by_x * x,
+            by_h * x * y + by_x * y + by_y * x,
+            by_h * y * y + 2.0 * by_y * y,
+        ]
+    )
+    return _propagate(covariance, answer)
+
+
+@compiled
+def _propagate(covariance: Array, gradient: Array) -> float:
     variance = 0.0
     for row in range(6):
         for column in range(6):
-            variance += basis[row] * covariance[row, column] * basis[column]
+            variance += gradient[row] * covariance[row, column] * gradient[column]
     return variance
 
 

@@ -204,7 +204,7 @@ def _measure_one(
     if mask.touches_border:
         return placed(Status.CUT_BY_BORDER, Status.CUT_BY_BORDER, reason='the image cuts the airhole')
 
-    scale_std = 2.0 * fit_distance_std / distance
+    scale_std = surface.area_std_ratio(*rim.centre)
     scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
     boundary_std_px = config.boundary_std_px or find_boundary_std(mask, ring.rim.perimeter_px)
     boundary_std = boundary_std_px * ring.rim.perimeter_px / ring.rim.area_px
