@@ -6,6 +6,8 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cmml_ros.calibration import NOT_CHECKED, CalibrationCheck, CalibrationMonitor, CalibrationStatus
 from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import PoseError
@@ -17,6 +19,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.measurement.uncertainty import ExtrinsicStd
+from cmml_ros.model.range_features import range_features
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
 
@@ -136,12 +139,18 @@ class Inspector:
 
 def _load_segmenter(config: InspectorConfig) -> Segmenter:
     # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
-    preparation = threading.Thread(target=prepare, name='prepare', daemon=True)
+    preparation = threading.Thread(target=_prepare, name='prepare', daemon=True)
     preparation.start()
     least = min(config.detection.confidence_threshold, config.detection.confirmed_threshold)
     segmenter = Segmenter(replace(config.detection, confidence_threshold=least))
     preparation.join()
     return segmenter
+
+
+def _prepare() -> None:
+    """What is compiled for measurement and range is in memory afterwards."""
+    prepare()
+    range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

@@ -18,15 +18,15 @@ FunctionT = TypeVar('FunctionT', bound=Callable[..., object])
 
 
 def compiled(function: FunctionT) -> FunctionT:
-    """`function` in machine code, with the rules of numpy for division by zero.
+    """`function` in machine code, with the rules of numpy for division by zero; other threads go on meanwhile.
 
     Kept beside its source, or in the user's cache when that cannot be written, or where NUMBA_CACHE_DIR says; compiled
     again in every process when there is no such place.
     """
     try:
-        return cast(FunctionT, numba.njit(cache=True, error_model='numpy')(function))
+        return cast(FunctionT, numba.njit(cache=True, nogil=True, error_model='numpy')(function))
     except RuntimeError:  # numba's word for "nowhere to write"
-        return cast(FunctionT, numba.njit(error_model='numpy')(function))
+        return cast(FunctionT, numba.njit(nogil=True, error_model='numpy')(function))
 
 
 def as_compiled(values: NDArray[ScalarT]) -> NDArray[ScalarT]:

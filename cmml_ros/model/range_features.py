@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cmml_ros.errors import ShapeError
+from cmml_ros.geometry.compiled import as_compiled, compiled, select
 
 # Maps are made at half the image's resolution, where the network joins them to the picture.
 RANGE_STRIDE = 2
@@ -17,6 +18,7 @@ _RESIDUAL_SCALE_M = 1e-3
 _CELL_PX = 32
 _WINDOW_CELLS = 9
 _MIN_CELLS = 24
+_QUADRATIC_STEPS = 6
 _L1_STEPS = 2
 _BIWEIGHT_STEPS = 1
 _MIN_POINTS = 50
@@ -59,11 +61,7 @@ def bin_points(
     Both (ceil(height / 2), ceil(width / 2)) float32; support 0 where no point is near.
     """
     rows, columns = -(-height // RANGE_STRIDE), -(-width // RANGE_STRIDE)
-    row = np.clip(np.rint(pixels[:, 1] / RANGE_STRIDE).astype(np.intp), 0, rows - 1)
-    column = np.clip(np.rint(pixels[:, 0] / RANGE_STRIDE).astype(np.intp), 0, columns - 1)
-    cell = row * columns + column
-    counts = np.bincount(cell, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
-    sums = np.bincount(cell, weights=values, minlength=rows * columns).reshape(rows, columns).astype(np.float32)
+    sums, counts = _bin(as_compiled(pixels), as_compiled(values), rows, columns)
     return _fill_gaps(sums, counts)
 
 
@@ -75,47 +73,87 @@ def residuals_behind_surface(
     The inverse depth of a plane is affine in pixels, of a cylinder close to quadratic: one robust quadratic over the
     picture, then local ones over windows much larger than an airhole take what is left of the shape.
     """
-    u = 2.0 * pixels[:, 0] / width - 1.0
-    v = 2.0 * pixels[:, 1] / height - 1.0
-    inverse = 1.0 / depths_m
-    step = max(1, len(u) // _MAX_FIT_POINTS)
-    fit_u, fit_v, fit_inverse = u[::step], v[::step], inverse[::step]
-    fit_design = np.stack([np.ones_like(fit_u), fit_u, fit_v, fit_u * fit_u, fit_u * fit_v, fit_v * fit_v], axis=1)
-    weights: NDArray[np.float64] = np.ones(len(fit_inverse))
-    coefficients: NDArray[np.float64] = np.zeros(6)
-    for _ in range(6):
-        weighted = fit_design * weights[:, None]
-        # A grain of ridge: points on one line leave the quadratic open across it.
-        normal = weighted.T @ fit_design
-        normal.flat[::7] += 1e-9 * np.trace(normal)
-        coefficients = np.asarray(np.linalg.solve(normal, weighted.T @ fit_inverse), np.float64)
-        error = fit_inverse - fit_design @ coefficients
-        scale = 4.685 * 1.4826 * float(np.median(np.abs(error))) + 1e-12
-        weights = np.square(np.clip(1.0 - np.square(error / scale), 0.0, None))  # Tukey's biweight
-    one, in_u, in_v, in_uu, in_uv, in_vv = coefficients
-    surface = one + u * (in_u + in_uu * u + in_uv * v) + v * (in_v + in_vv * v)
-    surface = np.maximum(surface, 0.2 * float(np.median(inverse)))
-    residuals = depths_m - 1.0 / surface
-
+    pixels, depths_m = as_compiled(pixels), as_compiled(depths_m)
+    quadratic = _fit_quadratic(pixels, depths_m, width, height, max(1, len(pixels) // _MAX_FIT_POINTS))
+    floor = 0.2 / float(np.median(depths_m))
     rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
-    row = np.clip((pixels[:, 1] / _CELL_PX).astype(np.intp), 0, rows - 1)
-    column = np.clip((pixels[:, 0] / _CELL_PX).astype(np.intp), 0, columns - 1)
-    cell = row * columns + column
-    # By cell, and within it by residual. Numbers of 16 bits are sorted in one pass, without comparing.
-    order = np.argsort(residuals)
-    order = order[np.argsort(cell[order].astype(np.uint16 if rows * columns <= 2**16 else np.intp), kind='stable')]
-    counts = np.bincount(cell, minlength=rows * columns)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    medians = np.full(rows * columns, np.nan)
-    filled = counts > 0
-    medians[filled] = residuals[order[starts[filled] + counts[filled] // 2]]
-    grid = medians.reshape(rows, columns)
+    residuals, cells = _behind_quadratic(pixels, depths_m, quadratic, floor, width, height)
+    grid = _medians_by_cell(residuals, cells, rows * columns).reshape(rows, columns)
     nearest = ndimage.distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
-    middle = ndimage.median_filter(grid[tuple(nearest)], size=_WINDOW_CELLS, mode='nearest')
+    windows = _windows(np.pad(grid[tuple(nearest)], _WINDOW_CELLS // 2, mode='edge'))
+    rank = windows.shape[1] // 2
+    middle = np.partition(windows, rank, axis=1)[:, rank].reshape(grid.shape)
     smooth = _smooth(grid, ndimage.uniform_filter(middle, size=3, mode='nearest'))
-    at = np.stack([pixels[:, 1], pixels[:, 0]]) / _CELL_PX - 0.5
-    offset = ndimage.map_coordinates(smooth, at, order=1, mode='nearest')
-    return np.asarray(residuals - offset)
+    _subtract_surface(residuals, pixels, smooth)
+    return residuals
+
+
+@compiled
+def _solve_normal(normal: NDArray[np.float64], right: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """Solutions (N, 6) of normal equations with right sides (N, 6), by Cholesky.
+
+    normal: (N, 36), their lower triangles; ridge is added to the diagonals.
+    """
+    solutions = np.empty_like(right)
+    factor = np.empty((6, 6))
+    for row in range(len(normal)):
+        solution = solutions[row]
+        for i in range(6):
+            for j in range(i + 1):
+                rest = normal[row, 6 * i + j] + (ridge if i == j else 0.0)
+                for k in range(j):
+                    rest -= factor[i, k] * factor[j, k]
+                factor[i, j] = np.sqrt(rest) if i == j else rest / factor[j, j]
+            rest = right[row, i]
+            for k in range(i):
+                rest -= factor[i, k] * solution[k]
+            solution[i] = rest / factor[i, i]
+        for i in range(5, -1, -1):
+            rest = solution[i]
+            for k in range(i + 1, 6):
+                rest -= factor[k, i] * solution[k]
+            solution[i] = rest / factor[i, i]
+    return solutions
+
+
+@compiled
+def _fit_quadratic(
+    pixels: NDArray[np.float64], depths_m: NDArray[np.float64], width: int, height: int, step: int
+) -> NDArray[np.float64]:
+    """Coefficients (6,) of 1, u, v, u^2, u v, v^2 through most of the inverse depths, u and v from -1 to 1.
+
+    Of the points every `step`-th is used.
+    """
+    count = (len(pixels) + step - 1) // step
+    design, weights, errors, order = np.empty((count, 6)), np.ones(count), np.empty(count), np.empty(count)
+    values = np.empty(count)
+    for index in range(count):
+        u = 2.0 * pixels[index * step, 0] / width - 1.0
+        v = 2.0 * pixels[index * step, 1] / height - 1.0
+        design[index, 0], design[index, 1], design[index, 2] = 1.0, u, v
+        design[index, 3], design[index, 4], design[index, 5] = u * u, u * v, v * v
+        values[index] = 1.0 / depths_m[index * step]
+    coefficients = np.zeros(6)
+    for _ in range(_QUADRATIC_STEPS):
+        normal, right = np.zeros((1, 36)), np.zeros((1, 6))
+        for index in range(count):
+            for i in range(6):
+                weighted = weights[index] * design[index, i]
+                right[0, i] += weighted * values[index]
+                for j in range(i + 1):
+                    normal[0, 6 * i + j] += weighted * design[index, j]
+        # A grain of ridge: points on one line leave the quadratic open across it.
+        ridge = 1e-9 * normal[0, ::7].sum()
+        coefficients = _solve_normal(normal, right, ridge)[0]
+        for index in range(count):
+            fitted = 0.0
+            for i in range(6):
+                fitted += coefficients[i] * design[index, i]
+            errors[index] = order[index] = abs(values[index] - fitted)
+        scale = 4.685 * 1.4826 * select(order, count // 2) + 1e-12
+        for index in range(count):
+            weights[index] = max(1.0 - (errors[index] / scale) ** 2, 0.0) ** 2  # Tukey's biweight
+    return coefficients
 
 
 def _smooth(grid: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -128,25 +166,103 @@ def _smooth(grid: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np
     y, x = (offset.ravel() / reach for offset in np.mgrid[-reach : reach + 1, -reach : reach + 1])
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)  # (K, 6)
     products = (basis[:, :, None] * basis[:, None]).reshape(len(basis), 36)
-    padded = np.pad(grid, reach, constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (_WINDOW_CELLS, _WINDOW_CELLS)).reshape(grid.size, -1)
+    windows = _windows(np.pad(grid, reach, constant_values=np.nan))  # (H W, K)
     known = np.isfinite(windows)
     values = np.where(known, windows, 0.0)
     count = known.sum(axis=1)
     fitted = np.repeat(start.reshape(-1, 1), len(basis), axis=1)
     for step in range(_L1_STEPS + _BIWEIGHT_STEPS):
-        error = np.where(known, np.abs(values - fitted), np.inf)
-        median = np.sort(error, axis=1)[np.arange(grid.size), count // 2 - (count == len(basis))]
-        scale = 1.4826 * np.where(np.isfinite(median), median, 1.0)[:, None] + 1e-6
+        error = np.abs(values - fitted)
+        error[~known] = np.inf
+        median = np.sort(error, axis=1)[np.arange(grid.size), count // 2]
+        scale = 1.4826 * np.where(count, median, 1.0)[:, None] + 1e-6
         if step < _L1_STEPS:
-            weights = known / np.maximum(error, scale) * scale
+            weights = scale / np.maximum(error, scale)
         else:
-            weights = np.square(np.clip(1.0 - np.square(error / (4.685 * scale)), 0.0, None))
-        normal = (weights @ products).reshape(-1, 6, 6) + 1e-6 * np.eye(6)
-        coefficients = np.linalg.solve(normal, ((weights * values) @ basis)[..., None])[..., 0]
+            weights = np.square(np.maximum(1.0 - np.square(error / (4.685 * scale)), 0.0))
+        coefficients = _solve_normal(weights @ products, (weights * values) @ basis, 1e-6)
         fitted = coefficients @ basis.T
     enough = (weights > 0.0).sum(axis=1) >= _MIN_CELLS
     return np.asarray(np.where(enough, coefficients[:, 0], start.ravel()).reshape(grid.shape))
+
+
+def _windows(padded: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, K) the cells of each window of a grid that is wider by half a window on each side."""
+    shape = _WINDOW_CELLS, _WINDOW_CELLS
+    return np.lib.stride_tricks.sliding_window_view(padded, shape).reshape(-1, _WINDOW_CELLS**2)
+
+
+@compiled
+def _bin(
+    pixels: NDArray[np.float64], values: NDArray[np.float64], rows: int, columns: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sums of `values` and numbers of points, both (rows, columns), per cell."""
+    sums, counts = np.zeros((rows, columns)), np.zeros((rows, columns), np.float32)
+    for index in range(len(pixels)):
+        row = min(max(int(np.rint(pixels[index, 1] / RANGE_STRIDE)), 0), rows - 1)
+        column = min(max(int(np.rint(pixels[index, 0] / RANGE_STRIDE)), 0), columns - 1)
+        sums[row, column] += values[index]
+        counts[row, column] += np.float32(1.0)
+    return sums.astype(np.float32), counts
+
+
+@compiled
+def _behind_quadratic(
+    pixels: NDArray[np.float64],
+    depths_m: NDArray[np.float64],
+    quadratic: NDArray[np.float64],
+    floor: float,
+    width: int,
+    height: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Depths behind a surface whose inverse depth is `quadratic`, but at least `floor`; and the cell of each pixel."""
+    one, in_u, in_v, in_uu, in_uv, in_vv = quadratic
+    rows, columns = -(-height // _CELL_PX), -(-width // _CELL_PX)
+    residuals, cells = np.empty(len(pixels)), np.empty(len(pixels), np.int64)
+    for index in range(len(pixels)):
+        u = 2.0 * pixels[index, 0] / width - 1.0
+        v = 2.0 * pixels[index, 1] / height - 1.0
+        inverse = one + u * (in_u + in_uu * u + in_uv * v) + v * (in_v + in_vv * v)
+        residuals[index] = depths_m[index] - 1.0 / max(inverse, floor)
+        row = min(max(int(pixels[index, 1] / _CELL_PX), 0), rows - 1)
+        column = min(max(int(pixels[index, 0] / _CELL_PX), 0), columns - 1)
+        cells[index] = row * columns + column
+    return residuals, cells
+
+
+@compiled
+def _medians_by_cell(values: NDArray[np.float64], cells: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(count,) upper medians of `values`, NaN where a cell has none."""
+    ends = np.zeros(count + 1, np.int64)
+    for cell in cells:
+        ends[cell + 1] += 1
+    ends = np.cumsum(ends)
+    by_cell = np.empty_like(values)
+    free = ends[:-1].copy()
+    for index in range(len(values)):
+        by_cell[free[cells[index]]] = values[index]
+        free[cells[index]] += 1
+    medians = np.full(count, np.nan)
+    for cell in range(count):
+        own = by_cell[ends[cell] : ends[cell + 1]]
+        if len(own):
+            medians[cell] = select(own, len(own) // 2)
+    return medians
+
+
+@compiled
+def _subtract_surface(values: NDArray[np.float64], pixels: NDArray[np.float64], grid: NDArray[np.float64]) -> None:
+    """Take from `values`, at `pixels`, the surface through the middles of the cells of `grid`, linear between them."""
+    rows, columns = grid.shape
+    for index in range(len(values)):
+        y = min(max(pixels[index, 1] / _CELL_PX - 0.5, 0.0), rows - 1.0)
+        x = min(max(pixels[index, 0] / _CELL_PX - 0.5, 0.0), columns - 1.0)
+        row, column = min(int(y), max(rows - 2, 0)), min(int(x), max(columns - 2, 0))
+        below, right = min(row + 1, rows - 1), min(column + 1, columns - 1)
+        y, x = y - row, x - column
+        upper = grid[row, column] * (1.0 - x) + grid[row, right] * x
+        lower = grid[below, column] * (1.0 - x) + grid[below, right] * x
+        values[index] -= upper * (1.0 - y) + lower * y
 
 
 def _fill_gaps(
@@ -155,28 +271,43 @@ def _fill_gaps(
     """Means where there are points, means of ever coarser cells between them, and how coarse (push-pull)."""
     pyramid = [(sums, counts)]
     for _ in range(levels):
-        fine_sums, fine_counts = pyramid[-1]
-        pyramid.append((_sum_2x2(fine_sums), _sum_2x2(fine_counts)))
+        pyramid.append((_sum_2x2(pyramid[-1][0]), _sum_2x2(pyramid[-1][1])))
     values = np.zeros_like(pyramid[-1][0])
     support = np.zeros_like(values)
     for level in range(levels, -1, -1):
-        level_sums, level_counts = pyramid[level]
         if level < levels:
-            values, support = (_double(coarse, level_sums.shape) for coarse in (values, support))
-        hit = level_counts > 0
-        values = np.asarray(np.where(hit, level_sums / np.maximum(level_counts, 1.0), values), np.float32)
-        support = np.asarray(np.where(hit, 0.5**level, support), np.float32)
+            values, support = (_double(coarse, pyramid[level][0].shape) for coarse in (values, support))
+        _lay_means(*pyramid[level], 0.5**level, values, support)
     return values, support
 
 
 def _double(coarse: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     fine = cv2.resize(coarse, (2 * coarse.shape[1], 2 * coarse.shape[0]))
-    return np.asarray(fine[: shape[0], : shape[1]], np.float32)
+    return np.ascontiguousarray(fine[: shape[0], : shape[1]])
 
 
+@compiled
 def _sum_2x2(grid: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of 2x2 cells, ((rows + 1) / 2, (columns + 1) / 2)."""
     rows, columns = grid.shape
-    if rows % 2 or columns % 2:
-        grid = np.pad(grid, ((0, rows % 2), (0, columns % 2)))
-    pairs = grid[::2] + grid[1::2]
-    return np.asarray(pairs[:, ::2] + pairs[:, 1::2])
+    sums = np.zeros(((rows + 1) // 2, (columns + 1) // 2), np.float32)
+    for row in range(rows):
+        for column in range(columns):
+            sums[row // 2, column // 2] += grid[row, column]
+    return sums
+
+
+@compiled
+def _lay_means(
+    sums: NDArray[np.float32],
+    counts: NDArray[np.float32],
+    trust: float,
+    values: NDArray[np.float32],
+    support: NDArray[np.float32],
+) -> None:
+    """Put the means of cells with points into `values`, and `trust` into `support` there."""
+    for row in range(sums.shape[0]):
+        for column in range(sums.shape[1]):
+            if counts[row, column] > 0.0:
+                values[row, column] = sums[row, column] / counts[row, column]
+                support[row, column] = trust
