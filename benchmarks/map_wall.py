@@ -86,11 +86,15 @@ class Wall:
 
 @dataclass
 class Survey:
-    """What came of one pass: `seen` counts, per id of the map, the airholes that it was; false alarms are -1."""
+    """What came of one pass.
+
+    seen: per id of the map, how often it was which airhole; false alarms are -1. single_errors: per airhole, the
+    relative errors of the volumes that single views measure.
+    """
 
     defect_map: DefectMap
     seen: dict[int, Counter[int]] = field(default_factory=dict)
-    single_errors: list[float] = field(default_factory=list)
+    single_errors: dict[int, list[float]] = field(default_factory=dict)
     drift_m: float = 0.0
     seconds: list[float] = field(default_factory=list)
 
@@ -116,7 +120,8 @@ def survey(
             result.seen.setdefault(defect_id, Counter())[airhole] += 1
             view = defect.measurement
             if airhole >= 0 and view.volume_status is Status.MEASURED and wall.diameters_m[airhole] * PX_PER_M >= 8.0:
-                result.single_errors.append(view.volume_m3 / wall.volumes_m3[airhole] - 1.0)
+                error = view.volume_m3 / wall.volumes_m3[airhole] - 1.0
+                result.single_errors.setdefault(airhole, []).append(error)
     return result
 
 
@@ -235,8 +240,9 @@ def measure_view(
 class Figures:
     """How good a map is, for airholes of MIN_DIAMETER_PX and more that were seen whole.
 
-    volume_gain, median_gain: RMS and median error of single views over that of fused values. coverage: share of the
-    95 % intervals of fused areas, depths and volumes that hold the truth.
+    volume_gain, median_gain: RMS and median error of single views over that of fused values. paired_gain: RMS again,
+    each airhole counting once on both sides, however often it was measured. coverage: share of the 95 % intervals of
+    fused areas, depths and volumes that hold the truth.
     """
 
     airholes: int
@@ -245,6 +251,7 @@ class Figures:
     merged: int
     volume_gain: float
     median_gain: float
+    paired_gain: float
     coverage: dict[str, float]
     lowest_confidence: float
     false_confidence: float
@@ -266,7 +273,8 @@ def judge(wall: Wall, result: Survey, largest_area_ratio: float = math.inf) -> F
             alarms.append(entry.confidence)
     large = np.flatnonzero(wall.diameters_m * PX_PER_M >= MIN_DIAMETER_PX).tolist()
     found = [index for index in large if index in owners]
-    errors, hits = [], {'area': [], 'depth': [], 'volume': []}
+    errors: dict[int, float] = {}
+    hits: dict[str, list[bool]] = {'area': [], 'depth': [], 'volume': []}
     confidences = []
     for index in found:
         entry = max((entries[defect_id] for defect_id in owners[index]), key=lambda one: one.observations)
@@ -277,17 +285,22 @@ def judge(wall: Wall, result: Survey, largest_area_ratio: float = math.inf) -> F
         volume, area = wall.volumes_m3[index], wall.areas_m2[index]
         if fused.area_m2 > largest_area_ratio * area:
             continue
-        errors.append(fused.volume_m3 / volume - 1.0)
+        errors[index] = fused.volume_m3 / volume - 1.0
         hits['area'].append(abs(fused.area_m2 - area) <= 1.96 * fused.area_std_m2)
         hits['depth'].append(abs(fused.depth_max_m - wall.depths_m[index]) <= 1.96 * fused.depth_max_std_m)
         hits['volume'].append(abs(fused.volume_m3 - volume) <= 1.96 * fused.volume_std_m3)
+    singles = np.concatenate(list(result.single_errors.values()))
+    fused_errors = np.array(list(errors.values()))
+    both = [index for index in errors if index in result.single_errors]
+    paired = [(np.mean(np.square(result.single_errors[index])), errors[index] ** 2) for index in both]
     return Figures(
         airholes=len(large),
         found=len(found),
         duplicates=sum(len(owners[index]) - 1 for index in found),
         merged=merged,
-        median_gain=float(np.median(np.abs(result.single_errors)) / np.median(np.abs(errors))),
-        volume_gain=float(np.sqrt(np.mean(np.square(result.single_errors)) / np.mean(np.square(errors)))),
+        median_gain=float(np.median(np.abs(singles)) / np.median(np.abs(fused_errors))),
+        volume_gain=float(np.sqrt(np.mean(np.square(singles)) / np.mean(np.square(fused_errors)))),
+        paired_gain=float(np.sqrt(np.divide(*np.sum(paired, axis=0)))),
         coverage={name: float(np.mean(values)) for name, values in hits.items()},
         lowest_confidence=float(np.quantile(confidences, 0.01)),
         false_confidence=float(np.median(alarms)) if alarms else math.nan,

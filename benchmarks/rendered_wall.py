@@ -124,7 +124,8 @@ def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig)
                 and view.volume_status is Status.MEASURED
                 and view.area_m2 <= LARGEST_AREA_RATIO * truth.areas_m2[airhole]
             ):
-                result.single_errors.append(view.volume_m3 / truth.volumes_m3[airhole] - 1.0)
+                error = view.volume_m3 / truth.volumes_m3[airhole] - 1.0
+                result.single_errors.setdefault(airhole, []).append(error)
     return result
 
 
@@ -170,8 +171,10 @@ def main() -> int:
     parser.add_argument('--noise', type=float, metavar='M', help='white noise of the range (default: of the sensor)')
     parser.add_argument('--out', type=Path, default=Path('out/rendered_wall'))
     options = parser.parse_args()
-    print('| wall | drift | airholes | found | duplicates | merged | volume gain, RMS | median | area, depth, volume |')
-    print('|---|---|---|---|---|---|---|---|---|')
+    print(
+        '| wall | drift | airholes | found | duplicates | merged | volume gain, RMS | per airhole | median '
+        '| area, depth, volume in 95 % |\n|---|---|---|---|---|---|---|---|---|---|'
+    )
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         config = InspectorConfig()
         records = load_or_inspect(options.out, seed, options.noise, config)
@@ -183,7 +186,8 @@ def main() -> int:
         print(
             f'| {seed} | {1e3 * result.drift_m:.0f} mm | {figures.airholes} | {figures.found / figures.airholes:.1%} '
             f'| {figures.duplicates / figures.airholes:.1%} | {figures.merged / figures.airholes:.1%} '
-            f'| {figures.volume_gain:.2f} | {figures.median_gain:.2f} | {coverage} |'
+            f'| {figures.volume_gain:.2f} | {figures.paired_gain:.2f} | {figures.median_gain:.2f} | {coverage} |',
+            flush=True,
         )
     return 0
 

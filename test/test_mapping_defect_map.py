@@ -125,6 +125,34 @@ def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
     assert fused.volume_upper_bound_m3 == pytest.approx(2e-7 + 1.645 * 1e-8)  # the bound of the fused value
 
 
+def test_volumes_with_and_without_the_shape_prior_are_averaged_by_information():
+    # Deviations 1 and 2: weights 1 and 1/4, so (1 * 10 + 0.25 * 15) / 1.25 = 11 mm3, in either order.
+    measured = make_measurement(0.1, volume_m3=10e-9, volume_std_m3=1e-9, volume_systematic_std_m3=0.0, point_count=50)
+    guessed = make_measurement(
+        0.1,
+        volume_status=Status.SHAPE_PRIOR,
+        volume_m3=15e-9,
+        volume_std_m3=2e-9,
+        volume_systematic_std_m3=1.2e-9,
+        point_count=10,
+        reason='part of the depth comes from the shape prior',
+    )
+    for views in ([measured, guessed], [guessed, measured]):
+        defect_map = DefectMap(MapConfig())
+        for view in views:
+            observe(defect_map, view)
+        fused = defect_map.entries[0].measurement
+        assert (fused.volume_status, fused.reason, fused.point_count) == (Status.MEASURED, '', 60)
+        assert fused.volume_m3 == pytest.approx(11e-9)
+        # White parts 1 and 1.6 average out, the shared 1.2 of the one that has it counts by its weight.
+        systematic = 0.25 * 1.2e-9 / 1.25
+        assert fused.volume_systematic_std_m3 == pytest.approx(systematic)
+        assert fused.volume_std_m3 == pytest.approx(
+            sqrt((1.0**2 + (0.25 * 1.6) ** 2) * 1e-18 / 1.25**2 + systematic**2)
+        )
+        assert fused.volume_upper_bound_m3 == pytest.approx(fused.volume_m3 + 1.645 * fused.volume_std_m3)
+
+
 def test_a_view_cut_by_the_border_is_recognised_but_does_not_spoil_the_size():
     whole = make_measurement(0.1, diameter_m=0.020)
     half = make_measurement(

@@ -12,8 +12,11 @@ def test_variances_add() -> None:
     assert Budget(1.0, 1.0, 1.0, 1.0, 1.0, 4.0).std == 3.0
 
 
-def test_more_views_do_not_average_shape_patches_bias_and_boundary() -> None:
-    budget = Budget(noise=16.0, surface=20.0, scale=20.0, shape=4.0, patch=4.0, bias=4.0, boundary=13.0)
+def test_more_views_average_what_is_new_in_each() -> None:
+    # Shared: half of the shape, four fifths of the boundary, all of patches, bias and calibration.
+    budget = Budget(
+        noise=16.0, surface=14.0, scale=20.0, shape=8.0, patch=4.0, bias=5.0, boundary=10.0, calibration=4.0
+    )
     assert (budget.std, budget.systematic_std) == (9.0, 5.0)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmml_ros.measurement.defect import Status
+
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -42,11 +44,11 @@ class Columns:
 
 
 class Fusion:
-    """Means of some quantities that come with one deviation, over the views of the best status seen so far.
+    """Means of some quantities that come with one deviation, over the views that tell most about them.
 
-    Weights are information, `w = 1 / std**2`. The views' white parts are independent and average out, the systematic
-    parts (range bias, rim, shape) are the same in each view and do not, so the mean has the variance
-    `sum(w**2 white**2) / sum(w)**2 + (sum(w systematic) / sum(w))**2` (JCGM 100:2008, 5.2.2).
+    A view with a value, measured or with the help of the shape prior, outweighs any number without. Weights are
+    information, `w = 1 / std**2`. What is new in each view averages out, what the views share (`Budget`) does not, so
+    the mean has the variance `sum(w**2 white**2) / sum(w)**2 + (sum(w systematic) / sum(w))**2` (JCGM 100:2008, 5.2.2).
     """
 
     def __init__(self, width: int) -> None:
@@ -81,10 +83,13 @@ class Fusion:
         """
         known = self._rows
         better = status < known['status'][rows]
-        for name in ('sums', 'weights', 'white', 'systematic', 'deviations', 'points', 'best_weight'):
-            known[name][rows[better]] = 0
+        more = _kind(status) < _kind(known['status'][rows])
+        for name in ('sums', 'weights', 'white', 'systematic', 'deviations', 'points'):
+            known[name][rows[more]] = 0
+        known['best_weight'][rows[better]] = 0
         known['status'][rows[better]] = status[better]
-        used = status == known['status'][rows]
+        leading = status == known['status'][rows]
+        used = _kind(status) == _kind(known['status'][rows])
         rows, values, std, systematic_std = rows[used], values[used], std[used], systematic_std[used]
         stated = np.isfinite(std) & (std > 0.0)
         with np.errstate(divide='ignore'):
@@ -99,7 +104,7 @@ class Fusion:
         known['deviations'][rows] += np.where(stated, weight, 0.0)
         known['points'][rows] += np.broadcast_to(points, used.shape)[used]
         best = np.zeros(len(used), np.bool_)
-        best[used] = weight > known['best_weight'][rows]
+        best[used] = leading[used] & (weight > known['best_weight'][rows])
         winners = rows[best[used]]
         known['best_weight'][winners] = weight[best[used]]
         return best
@@ -124,3 +129,8 @@ class Fusion:
     def points(self, rows: Integers) -> Integers:
         """Range points of all views that count."""
         return np.asarray(self._rows['points'][rows])
+
+
+def _kind(status: Integers) -> Integers:
+    """Statuses whose values are averaged together count as one."""
+    return np.where(status == Status.SHAPE_PRIOR, Status.MEASURED, status)
