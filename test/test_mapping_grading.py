@@ -157,6 +157,22 @@ def test_wide_and_deep_voids_fail_alone():
     assert 'depth of 1 airholes unknown' in aci.classes[0].reason
 
 
+def test_whether_any_class_is_met_follows_the_least_strict_one():
+    deep = make_entry(9, 0.4, 0.2, depth_max_m=0.020, depth_max_std_m=0.001, volume_status=Status.SHAPE_PRIOR)
+    dbv, aci = grade(make_snapshot(*corners(), deep), GradingConfig(), DetectionConfig()).grades
+    assert (dbv.best, dbv.overall) == ('P1', Verdict.MET)
+    assert (aci.best, aci.overall) == ('', Verdict.EXCEEDED)
+    assert aci.classes[0].reason == '1 airhole above 12.7 mm in depth (1 of them by the shape prior)'
+    unknown = make_entry(9, 0.4, 0.2, depth_max_m=math.nan, volume_status=Status.NO_POINTS)
+    _, aci = grade(make_snapshot(*corners(), unknown), GradingConfig(), DetectionConfig()).grades
+    assert aci.overall is Verdict.UNDECIDED
+    narrow = dataclasses.replace(
+        make_snapshot(*corners()), views=(MapView(0, SE3(FACING, np.array([0.3, -0.4, 0.3])), CAMERA),)
+    )
+    dbv, _ = grade(narrow, GradingConfig(), DetectionConfig()).grades
+    assert dbv.overall is Verdict.NOT_GRADED
+
+
 def test_doubtful_airholes_are_not_graded():
     crowd = [
         dataclasses.replace(make_entry(10 + i, 0.3 + 0.02 * (i % 5), 0.2 + 0.02 * (i // 5), 150e-6), confidence=0.2)

@@ -92,6 +92,11 @@ class StandardGrade:
             met = verdict.name
         return met
 
+    @property
+    def overall(self) -> Verdict:
+        """Whether any class is met: what holds of the least strict one, when none is."""
+        return Verdict.MET if self.best else self.classes[0].verdict if self.classes else Verdict.NOT_GRADED
+
 
 @dataclass(frozen=True, eq=False)
 class Grading:
@@ -220,10 +225,11 @@ def _judge_limit(
 ) -> tuple[Verdict, str]:
     if name in ('area_mm2', 'count'):
         return _judge_areas(name, limit, areas)
-    values, stds, unknown = [], [], 0
+    values, stds, guessed, unknown = [], [], [], 0
     for entry in entries:
         if not _counts(entry, standard):
             continue
+        guessed.append(name == 'depth_mm' and entry.measurement.volume_status is Status.SHAPE_PRIOR)
         value, std = _width_mm(entry) if name == 'width_mm' else _depth_mm(entry)
         unknown += math.isnan(value)
         values.append(value)
@@ -232,10 +238,12 @@ def _judge_limit(
     measured, deviations = np.array(values)[known], np.array(stds)[known]
     met, exceeded = decide(measured, deviations, limit)
     what = name.removesuffix('_mm')
-    over = int((measured - UPPER_95 * np.nan_to_num(deviations) > limit).sum())
+    over = measured - UPPER_95 * np.nan_to_num(deviations) > limit
+    count, by_prior = int(over.sum()), int((over & np.array(guessed, np.bool_)[known]).sum())
     largest = f'{what} {measured.max():.1f} mm at most' if len(measured) else f'no {what} known'
     if exceeded:
-        return Verdict.EXCEEDED, f'{over} airhole{"s" if over > 1 else ""} above {limit:g} mm in {what}'
+        found = f'{count} airhole{"s" if count > 1 else ""} above {limit:g} mm in {what}'
+        return Verdict.EXCEEDED, f'{found} ({by_prior} of them by the shape prior)' if by_prior else found
     if unknown:
         return Verdict.UNDECIDED, f'{what} of {unknown} airholes unknown, {largest} (limit {limit:g})'
     return (Verdict.MET if met else Verdict.UNDECIDED), f'{largest} (limit {limit:g})'

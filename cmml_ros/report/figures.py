@@ -37,7 +37,8 @@ class HeatCell:
 class Sheet:
     """The developed surface as a drawing in mm, y down, (0, 0) at its upper left.
 
-    rims: path data by status. bounds: u of the left and v of the upper edge, mm. scale_mm: length of the scale bar.
+    inspected: path data through the middles of the outermost inspected cells, which are cell_mm wide. rims: path data
+    by status. left, top: u of the left and v of the upper edge, mm. scale_mm: length of the scale bar.
     """
 
     width: float
@@ -45,6 +46,7 @@ class Sheet:
     left: float
     top: float
     inspected: str
+    cell_mm: float
     rims: dict[Status, str]
     scale_mm: float
 
@@ -84,7 +86,9 @@ def make_sheet(grading: Grading) -> Sheet | None:
     width = right - left
     scale = 10.0 ** math.floor(math.log10(width / 3.0))
     scale *= max(factor for factor in (1.0, 2.0, 5.0) if factor * scale <= width / 3.0)
-    return Sheet(width, top - bottom, left, top, outline, {one: data for one, data in rims.items() if data}, scale)
+    return Sheet(
+        width, top - bottom, left, top, outline, cell, {one: data for one, data in rims.items() if data}, scale
+    )
 
 
 def make_histogram(entries: Sequence[MapEntry]) -> list[Bar]:

@@ -35,6 +35,11 @@ STATUS_MEANING = {
     Status.CUT_BY_BORDER: 'only partly in the picture, so its size is not stated',
 }
 VERDICT_SIGNS = {Verdict.MET: '✓', Verdict.UNDECIDED: '?', Verdict.EXCEEDED: '✗', Verdict.NOT_GRADED: '–'}
+HEADLINES = {
+    Verdict.UNDECIDED: 'No class is certainly met',
+    Verdict.EXCEEDED: 'No class is met',
+    Verdict.NOT_GRADED: 'Not graded',
+}
 _CARD_VERTICES = 32
 
 
@@ -73,6 +78,7 @@ def write_report(
         words=STATUS_WORDS,
         meaning=STATUS_MEANING,
         signs=VERDICT_SIGNS,
+        headlines=HEADLINES,
         counts={status: sum(m.volume_status is status for m in measurements) for status in Status},
         area_sum_m2=float(np.nansum([m.area_m2 for m in measurements])),
         widest_m=_largest([m.equivalent_diameter_m for m in measurements]),

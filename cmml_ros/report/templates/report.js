@@ -73,7 +73,7 @@ function card(row) {
   return `<article class="card" id="airhole-${id}" tabindex="-1"><h3>Airhole ${id}</h3><div class="views">${picture}${section(detail.d || [])}</div><dl>` +
     line('Diameter', texts[0], 'mm') + line('Axes', detail.a.join(' × '), 'mm') + line('Area', texts[1], 'mm²', detail.i[0]) +
     line('Depth', texts[2], 'mm', detail.i[1]) + line('Volume', texts[3], 'mm³', texts[3].startsWith('<') ? '' : detail.i[2]) +
-    `<dt>Status</dt><dd><span class="dot" style="background: ${color}"></span>volume ${word}${detail.s === values[STATUS] ? '' : `, area ${statuses[detail.s][0]}`}${detail.w ? `<br><small>${escape(detail.w)}</small>` : ''}</dd>` +
+    `<dt>Status</dt><dd><span class="dot" style="background: ${color}"></span>volume: ${word}${detail.s === values[STATUS] ? '' : `; area: ${statuses[detail.s][0]}`}${detail.w ? `<br><small>${escape(detail.w)}</small>` : ''}</dd>` +
     `<dt>Confidence</dt><dd>${Math.round(100 * values[CONFIDENCE])} %</dd><dt>Seen</dt><dd>${seen}</dd>` +
     `<dt>Place</dt><dd>${escape(detail.p)} m <small>in ${escape(detail.f)}</small></dd><dt>Time</dt><dd>${detail.t[0] === detail.t[1] ? detail.t[0] : detail.t.join(' to ')}</dd></dl></article>`;
 }
