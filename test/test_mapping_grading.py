@@ -157,6 +157,23 @@ def test_wide_and_deep_voids_fail_alone():
     assert 'depth of 1 airholes unknown' in aci.classes[0].reason
 
 
+def test_a_bound_on_the_depth_can_meet_a_limit_but_not_exceed_it():
+    # A cap of 50 mm2 with at most 100 mm3 is at most 4 mm deep, one with at most 400 mm3 16 mm: more than 12.7 mm.
+    for bound_m3, verdict in ((100e-9, Verdict.MET), (400e-9, Verdict.UNDECIDED)):
+        shallow = make_entry(
+            9,
+            0.4,
+            0.2,
+            depth_max_m=math.nan,
+            depth_max_std_m=math.nan,
+            volume_upper_bound_m3=bound_m3,
+            volume_status=Status.BELOW_DETECTION_LIMIT,
+        )
+        _, aci = grade(make_snapshot(*corners(), shallow), GradingConfig(), DetectionConfig()).grades
+        assert aci.classes[0].verdict is verdict
+    assert 'depth of 1 may be up to 16.0 mm (limit 12.7)' in aci.classes[0].reason
+
+
 def test_whether_any_class_is_met_follows_the_least_strict_one():
     deep = make_entry(9, 0.4, 0.2, depth_max_m=0.020, depth_max_std_m=0.001, volume_status=Status.SHAPE_PRIOR)
     dbv, aci = grade(make_snapshot(*corners(), deep), GradingConfig(), DetectionConfig()).grades

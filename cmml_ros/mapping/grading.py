@@ -225,28 +225,31 @@ def _judge_limit(
 ) -> tuple[Verdict, str]:
     if name in ('area_mm2', 'count'):
         return _judge_areas(name, limit, areas)
-    values, stds, guessed, unknown = [], [], [], 0
-    for entry in entries:
-        if not _counts(entry, standard):
-            continue
-        guessed.append(name == 'depth_mm' and entry.measurement.volume_status is Status.SHAPE_PRIOR)
-        value, std = _width_mm(entry) if name == 'width_mm' else _depth_mm(entry)
-        unknown += math.isnan(value)
-        values.append(value)
-        stds.append(std)
-    known = np.isfinite(np.array(values, np.float64))
-    measured, deviations = np.array(values)[known], np.array(stds)[known]
-    met, exceeded = decide(measured, deviations, limit)
+    counted = [entry for entry in entries if _counts(entry, standard)]
     what = name.removesuffix('_mm')
-    over = measured - UPPER_95 * np.nan_to_num(deviations) > limit
-    count, by_prior = int(over.sum()), int((over & np.array(guessed, np.bool_)[known]).sum())
-    largest = f'{what} {measured.max():.1f} mm at most' if len(measured) else f'no {what} known'
-    if exceeded:
+    values, stds = np.array(
+        [_width_mm(entry) if what == 'width' else _depth_mm(entry) for entry in counted], np.float64
+    ).reshape(-1, 2).T  # fmt: skip
+    statuses = np.array([entry.measurement.volume_status for entry in counted], np.int64)
+    guessed = (statuses == Status.SHAPE_PRIOR) & (what == 'depth')
+    # A bound can show that a limit is met, not that it is exceeded.
+    bounded = (statuses == Status.BELOW_DETECTION_LIMIT) & (what == 'depth')
+    known = np.isfinite(values)
+    unknown = int((~known).sum())
+    margins = UPPER_95 * np.nan_to_num(stds)
+    over = known & ~bounded & (values - margins > limit)
+    doubtful = known & ~over & (values + margins > limit)
+    largest = f'{what} {values[known].max():.1f} mm at most' if known.any() else f'no {what} known'
+    if over.any():
+        count, by_prior = int(over.sum()), int((over & guessed).sum())
         found = f'{count} airhole{"s" if count > 1 else ""} above {limit:g} mm in {what}'
         return Verdict.EXCEEDED, f'{found} ({by_prior} of them by the shape prior)' if by_prior else found
     if unknown:
         return Verdict.UNDECIDED, f'{what} of {unknown} airholes unknown, {largest} (limit {limit:g})'
-    return (Verdict.MET if met else Verdict.UNDECIDED), f'{largest} (limit {limit:g})'
+    if doubtful.any():
+        highest = (values + margins)[doubtful].max()
+        return Verdict.UNDECIDED, f'{what} of {doubtful.sum()} may be up to {highest:.1f} mm (limit {limit:g})'
+    return Verdict.MET, f'{largest} (limit {limit:g})'
 
 
 def _judge_areas(name: str, limit: float, areas: TestAreas) -> tuple[Verdict, str]:
