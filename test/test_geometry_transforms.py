@@ -60,6 +60,15 @@ def test_quarter_turn_about_z():
     assert half.translation == pytest.approx([0.5, 1.0, 1.5])
 
 
+def test_keeps_its_own_numbers_and_nothing_else():
+    matrix = np.eye(4)
+    T_a_b = SE3.from_matrix(matrix)
+    matrix[0, 3] = 5.0
+    assert T_a_b.translation.tolist() == [0.0, 0.0, 0.0]
+    turned = SE3.from_quaternion([0.0, 0.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    assert (turned.rotation.base, turned.translation.base) == (None, None)  # a view keeps all of what it looks at
+
+
 @pytest.mark.parametrize(
     ('rotation', 'translation', 'message'),
     [

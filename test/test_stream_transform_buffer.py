@@ -113,6 +113,17 @@ def test_follows_a_frame_that_changes_its_parent():
         buffer.lookup('map', 'tool', 3 * S)
 
 
+def test_a_parent_is_known_as_long_as_a_transform_names_it():
+    buffer = make_buffer(('left', 'tool', 1, 1.0), ('left', 'tool', 2, 2.0))
+    with pytest.raises(TransformError, match='"right" is unknown'):
+        buffer.lookup('right', 'tool', 2 * S)
+    buffer.set(StampedTransform('right', 'tool', 5 * S, shift(3.0)), static=False)
+    assert x_of(buffer, 'left', 'tool', 1.5) == pytest.approx(1.5)
+    assert x_of(buffer, 'right', 'tool', 5) == 3.0
+    buffer.set(StampedTransform('right', 'tool', 50 * S, shift(3.0)), static=False)
+    assert not buffer.knows('left')
+
+
 def test_history_is_bounded_and_covers_its_whole_length():
     buffer = make_buffer(*(('map', 'base', stamp_s, float(stamp_s)) for stamp_s in range(100)), history_s=5.0)
     assert x_of(buffer, 'map', 'base', 94.0) == 94.0

@@ -24,8 +24,9 @@ class SE3:
     translation: Array
 
     def __post_init__(self) -> None:
-        rotation = np.asarray(self.rotation, dtype=np.float64)
-        translation = np.asarray(self.translation, dtype=np.float64)
+        # Copies: what scipy returns holds on to ten times as much, and a buffer keeps many thousands of these.
+        rotation = np.array(self.rotation, dtype=np.float64)
+        translation = np.array(self.translation, dtype=np.float64)
         if rotation.shape != (3, 3) or translation.shape != (3,):
             raise ShapeError(f'SE3 needs (3, 3) and (3,), got {rotation.shape} and {translation.shape}')
         if not (np.isfinite(rotation).all() and np.isfinite(translation).all()):

@@ -368,9 +368,10 @@ def _is_cut_short(data: NDArray[np.uint8]) -> bool:
         return b'\xff\xd9' not in view[len(view) // 2 :].tobytes()
     at = 8  # chunks: length of the content, type, content, checksum
     while at + 12 <= len(view):
-        if bytes(view[at + 4 : at + 8]) == b'IEND':
-            return False
+        kind = bytes(view[at + 4 : at + 8])
         at += 12 + int.from_bytes(view[at : at + 4], 'big')
+        if kind == b'IEND':
+            return at > len(view)
     return True
 
 

@@ -27,30 +27,21 @@ class _Edge:
         self.static = static
         self.stamps_ns: list[int] = []
         self.transforms: list[StampedTransform] = []
-        self.parents: tuple[str, ...] = ()  # of the transforms, each once
 
     def insert(self, transform: StampedTransform, history_ns: int) -> None:
         stamp_ns = transform.stamp_ns
         if self.stamps_ns and stamp_ns < self.stamps_ns[-1] - history_ns:
             # Older than everything we would keep: the clock of this publisher was set back, and we follow it.
-            self.stamps_ns, self.transforms, self.parents = [], [], ()
+            self.stamps_ns, self.transforms = [], []
         index = bisect_left(self.stamps_ns, stamp_ns)
-        if transform.parent not in self.parents:
-            self.parents += (transform.parent,)
         if index < len(self.stamps_ns) and self.stamps_ns[index] == stamp_ns:
             self.transforms[index] = transform
-            self._forget_parents()
             return
         self.stamps_ns.insert(index, stamp_ns)
         self.transforms.insert(index, transform)
         # The last one before the window stays, so that the whole window can be interpolated.
         expired = max(bisect_left(self.stamps_ns, self.stamps_ns[-1] - history_ns) - 1, 0)
         del self.stamps_ns[:expired], self.transforms[:expired]
-        self._forget_parents()
-
-    def _forget_parents(self) -> None:
-        if len(self.parents) > 1:
-            self.parents = tuple(dict.fromkeys(transform.parent for transform in self.transforms))
 
     def parent(self, stamp_ns: int) -> str:
         """The parent at the stamp, or at the nearest one that is known."""
@@ -91,7 +82,7 @@ class TransformBuffer:
     def __init__(self, history_s: float) -> None:
         self._history_ns = round(history_s * 1e9)
         self._edges: dict[str, _Edge] = {}
-        # What is said of an unknown frame until another becomes known: it is asked for with every message.
+        # What is said of an unknown frame until the tree changes: it is asked for with every message.
         self._unknown: dict[str, str] = {}
 
     def set(self, transform: StampedTransform, static: bool) -> None:
@@ -141,7 +132,12 @@ class TransformBuffer:
 
     def knows(self, frame: str) -> bool:
         """Whether any transform names the frame."""
-        return frame in self._edges or any(frame in edge.parents for edge in self._edges.values())
+        if frame in self._edges or frame in self._unknown:
+            return frame in self._edges
+        edges = self._edges.values()
+        return any(edge.transforms[-1].parent == frame for edge in edges) or any(
+            transform.parent == frame for edge in edges for transform in edge.transforms
+        )
 
     def clear(self) -> None:
         """Forget what moves; static transforms are sent only once and stay."""
