@@ -9,7 +9,7 @@ from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
 from cmml_ros.model.checkpoint import FORMAT, find_weights, load_network, save_weights
 from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.runtime import Segmenter, _merge_octaves
+from cmml_ros.model.runtime import Segmenter, _lay_over
 
 
 @pytest.fixture
@@ -94,9 +94,11 @@ def test_a_large_blob_that_only_the_coarse_picture_shows_is_taken_from_it():
     rows, columns = np.mgrid[:40, :60]
     coarse[0] = np.clip(8.5 - np.hypot(rows - 19.5, columns - 29.5), 0, 1)  # 64 px across in the fine picture
     coarse[0, 2:4, 2:4] = 1.0  # a speck
-    mask, _ = _merge_octaves(fine, coarse)
+    mask, rim = fine.copy()
+    _lay_over(mask, rim, *coarse)
     assert mask.sum() == pytest.approx(np.pi * 32**2, rel=0.03)
     assert not mask[:20, :20].any()
     fine[0, 50:112, 90:155] = 0.9  # most of it was found
-    kept, _ = _merge_octaves(fine, coarse)
+    kept, rim = fine.copy()
+    _lay_over(kept, rim, *coarse)
     np.testing.assert_array_equal(kept, fine[0])

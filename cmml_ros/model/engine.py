@@ -13,8 +13,8 @@ from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
 from cmml_ros.model.export import IMAGE, RANGE_MAPS, Segmentation
 from cmml_ros.model.network import MultitaskNetwork
 
-# A camera's picture and its quarter need two; more only when several cameras share an engine.
-_MAX_COMPILED = 4
+# A camera's picture and its two smaller ones need three; more only when several cameras share an engine.
+_MAX_COMPILED = 6
 
 
 class Engine(Protocol):

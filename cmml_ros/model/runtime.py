@@ -25,7 +25,9 @@ from cmml_ros.model.segmentation_head import MASK, RIM
 
 log = logging.getLogger(__name__)
 
-_OCTAVE = 4
+# The network sees airholes up to some 40 pixels as a whole: larger ones in smaller pictures, of at least this side.
+_OCTAVES = (4, 8)
+_LEAST_SIDE_PX = 64
 # A disc of 10 pixels in the coarse picture, 40 in the fine one.
 _MIN_COARSE_AREA_PX = 78.5
 
@@ -66,19 +68,22 @@ class Segmenter:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(H, W) probabilities of "inside the rim of an airhole" and "on such a rim".
 
-        The network runs on the picture, and on a quarter of its resolution for what is too large to be seen as a whole:
-        a coarse blob counts where the fine picture missed most of it.
+        The network runs on the picture, and on a quarter and an eighth of its resolution for what is too large to be
+        seen as a whole: a coarse blob counts where finer pictures missed most of it.
         """
         pixels = depths_m = None
         if projected is not None and self._config.use_range:
             pixels, depths_m = projected.pixels, projected.points_camera[:, 2]
-        fine = self._run(image, pixels, depths_m)
-        height, width = image.shape[:2]
-        small = cv2.resize(image, (width // _OCTAVE, height // _OCTAVE), interpolation=cv2.INTER_AREA)
-        if pixels is not None:
-            pixels = (pixels + 0.5) / _OCTAVE - 0.5
-        coarse = self._run(np.asarray(small, np.uint8), pixels, depths_m)
-        return _merge_octaves(fine, coarse)
+        mask, rim = self._run(image, pixels, depths_m)
+        for factor in _OCTAVES:
+            small = cv2.resize(
+                image, (image.shape[1] // factor, image.shape[0] // factor), interpolation=cv2.INTER_AREA
+            )
+            if min(small.shape[:2]) < _LEAST_SIDE_PX:
+                break
+            at = None if pixels is None else (pixels + 0.5) / factor - 0.5
+            _lay_over(mask, rim, *self._run(np.asarray(small, np.uint8), at, depths_m))
+        return mask, rim
 
     def _run(
         self, image: NDArray[np.uint8], pixels: NDArray[np.float64] | None, depths_m: NDArray[np.float64] | None
@@ -108,29 +113,28 @@ class Segmenter:
         return self._engine(padded, range_maps)[:, :height, :width]
 
 
-def _merge_octaves(
-    fine: NDArray[np.float32], coarse: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mask and rim probabilities (H, W): the coarse ones in large blobs of which the fine mask has less than half."""
-    mask, rim = fine[MASK], fine[RIM]
-    blobs, count = ndimage.label(coarse[MASK] >= 0.5)
-    missed = np.zeros(blobs.shape, bool)
-    if count:
-        found = cv2.resize(mask, blobs.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
-        index = np.arange(1, count + 1)
-        areas = ndimage.sum_labels(np.ones(blobs.shape), blobs, index)
-        shares = ndimage.mean(found, blobs, index)
-        missed = np.isin(blobs, index[(areas >= _MIN_COARSE_AREA_PX) & (shares < 0.5)])
+def _lay_over(
+    mask: NDArray[np.float32],
+    rim: NDArray[np.float32],
+    coarse_mask: NDArray[np.float32],
+    coarse_rim: NDArray[np.float32],
+) -> None:
+    """Put into the maps (H, W) the coarse ones in large blobs of which the fine mask has less than half."""
+    blobs, count = ndimage.label(coarse_mask >= 0.5)
+    if not count:
+        return
+    found = cv2.resize(mask, blobs.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
+    index = np.arange(1, count + 1)
+    areas = ndimage.sum_labels(np.ones(blobs.shape), blobs, index)
+    shares = ndimage.mean(found, blobs, index)
+    missed = np.isin(blobs, index[(areas >= _MIN_COARSE_AREA_PX) & (shares < 0.5)])
     if not missed.any():
-        return mask, rim
-    size = (mask.shape[1], mask.shape[0])
+        return
+    size = mask.shape[::-1]
     around = cv2.dilate(missed.astype(np.uint8), np.ones((3, 3), np.uint8))
     chosen = cv2.resize(around, size, interpolation=cv2.INTER_NEAREST) > 0
-    mask, rim = (
-        np.asarray(np.where(chosen, cv2.resize(coarse[channel], size), fine[channel]), np.float32)
-        for channel in (MASK, RIM)
-    )
-    return mask, rim
+    for fine, coarse in ((mask, coarse_mask), (rim, coarse_rim)):
+        fine[chosen] = cv2.resize(coarse, size)[chosen]
 
 
 def _choose_device(wanted: str) -> torch.device:
