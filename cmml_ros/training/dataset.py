@@ -19,7 +19,7 @@ from cmml_ros.errors import ConfigError
 from cmml_ros.model.point_encoder import point_features
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
 from cmml_ros.simulation.response import compose, draw_response
-from cmml_ros.training.views import TrainingView, load_view
+from cmml_ros.training.views import VIEW_FOCAL_PX, TrainingView, load_view
 
 Floats = NDArray[np.float32]
 
@@ -28,6 +28,10 @@ PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _IGNORE_BELOW_PX = 5.0
 _TARGETED_SHARE = 0.5
 _LENS_REACH_PX = 16
+# Depths about an airhole that differ by more than this ratio are those of a wall and of what is behind it.
+_ONE_SURFACE = 1.04
+# A depth of so many deviations is plain to see, and so is its absence.
+_PLAIN = 4.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class DataConfig:
         0.3, 'crops over concrete of raised contrast, as rough surfaces have', low=0.0, high=1.0
     )
     empty_share: float = setting(0.12, 'crops of concrete without any airhole', low=0.0, high=1.0)
+    edge_share: float = setting(0.2, 'crops in which the wall ends before something else', low=0.0, high=1.0)
     painted_share: float = setting(
         0.4, 'crops with range of a depth camera in which it shows that some dark spots are flat', low=0.0, high=1.0
     )
@@ -123,7 +128,21 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
             depth_m = _flat_depth(depth_m) if np.isfinite(depth_m[0, 0]) else depth_m
         else:
             shading = _deepen(shading, coverage, rng)
-        return _Patch(shading, albedo, coverage, ids, depth_m)
+        patch = _Patch(shading, albedo, coverage, ids, depth_m)
+        return _end_wall(patch, self._background(side, rng), rng) if rng.random() < config.edge_share else patch
+
+    def _background(self, side: int, rng: np.random.Generator) -> Floats:
+        """What is behind a wall (side, side, 3): darkness, one colour, or a picture out of focus."""
+        chance = rng.random()
+        if chance < 0.5:
+            level = rng.uniform(0.0, 0.05) if chance < 0.35 else rng.uniform(0.05, 0.9)
+            return np.full((side, side, 3), level, np.float32)
+        if self._pictures:
+            picture = _cut_picture(self._pictures[rng.integers(len(self._pictures))], side, rng)
+        else:
+            picture = _cut(self._any_view(rng), side, rng).albedo
+        blurred = cv2.GaussianBlur(picture, (0, 0), float(np.exp(rng.uniform(np.log(1.0), np.log(12.0)))))
+        return np.asarray(blurred * np.float32(np.exp(rng.uniform(np.log(0.1), np.log(2.0)))), np.float32)
 
     def _any_view(self, rng: np.random.Generator) -> TrainingView:
         return load_view(self._views[rng.integers(len(self._views))])
@@ -249,6 +268,30 @@ def _deepen(shading: Floats, coverage: Floats, rng: np.random.Generator) -> Floa
     return np.asarray(shading * (1.0 - inside) + inside * np.clip(shading, 1e-3, None) ** power, np.float32)
 
 
+def _end_wall(patch: _Patch, background: Floats, rng: np.random.Generator) -> _Patch:
+    """The patch with the edge of its wall in it, sharp as of a slab or round as of a column, and what is behind."""
+    side = len(patch.ids)
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    v, u = np.mgrid[:side, :side].astype(np.float32) - np.float32(0.5 * side)
+    to_edge_px = rng.uniform(-0.1, 0.45) * side - (np.cos(angle) * u + np.sin(angle) * v)
+    on_wall = to_edge_px > 0.0
+    shading, depth_m = patch.shading, patch.depth_m
+    if rng.random() < 0.6:
+        radius_px = np.exp(rng.uniform(np.log(100.0), np.log(1500.0)))
+        along = np.clip(1.0 - to_edge_px / radius_px, 0.0, 1.0)  # sine of the angle that the surface is turned away
+        facing = np.sqrt(1.0 - along**2)
+        depth_m = depth_m * (1.0 + (1.0 - facing) * radius_px / VIEW_FOCAL_PX)
+        shading = shading * (1.0 - rng.uniform(-0.3, 1.0) * (1.0 - facing))[..., None]
+    behind_m = float(np.median(patch.depth_m)) * (1.0 + np.exp(rng.uniform(np.log(0.03), np.log(5.0))))
+    return _Patch(
+        shading=np.where(on_wall[..., None], shading, 1.0).astype(np.float32),
+        albedo=np.where(on_wall[..., None], patch.albedo, background).astype(np.float32),
+        coverage=np.where(on_wall, patch.coverage, 0.0).astype(np.float32),
+        ids=np.where(on_wall, patch.ids, 0).astype(np.int32),
+        depth_m=np.where(on_wall, depth_m, behind_m).astype(np.float32),
+    )
+
+
 def _flat_depth(depth_m: Floats) -> Floats:
     """The intact wall: inverse depth of a plane through the picture's corners and middle."""
     rows, columns = np.mgrid[0 : depth_m.shape[0], 0 : depth_m.shape[1]].astype(np.float32)
@@ -306,12 +349,15 @@ def _paint(
         points = inside.sum() / sensor.spacing_px**2
         if (~around).sum() < 12 or points < 1.0:
             continue
+        sound = depth_m[window][~around]
+        if sound.max() > _ONE_SURFACE * sound.min():
+            continue
         v, u = np.indices(inside.shape, np.float32)
         design = np.stack([np.ones_like(u), u, v], axis=-1)
-        plane = np.linalg.lstsq(design[~around], 1.0 / depth_m[window][~around], rcond=None)[0]
+        plane = np.linalg.lstsq(design[~around], 1.0 / sound, rcond=None)[0]
         sound_m = 1.0 / (design @ plane)
         mean_depth_m = float((depth_m[window] - sound_m)[inside].mean())
-        if mean_depth_m > 3.0 * (sensor.noise_m / np.sqrt(points) + sensor.bumps_m):
+        if mean_depth_m > _PLAIN * (sensor.noise_m / np.sqrt(points) + sensor.bumps_m):
             depth_m[window] = np.where(hole, sound_m, depth_m[window])
             flat[window] |= hole
     return depth_m, flat
@@ -343,6 +389,12 @@ def _depth_camera_returns(
     if rng.random() < 0.3:  # nothing to match in the dark
         gaps = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), 6.0)
         keep &= ~((gaps > 0.0) & (coverage > 0.5))[at_row, at_column]
+    if rng.random() < 0.3:  # it sees no farther, or not as far aside as the camera
+        keep &= depths < np.median(depths) * np.exp(rng.uniform(np.log(1.03), np.log(4.0)))
+    if rng.random() < 0.15:
+        angle = rng.uniform(0.0, 2.0 * np.pi)
+        across = np.cos(angle) * (u - 0.5 * width) + np.sin(angle) * (v - 0.5 * height)
+        keep &= across < rng.uniform(-0.2, 0.45) * width
     shift = rng.normal(0.0, 0.7, 2)  # what is left of the calibration
     pixels = np.stack([u, v], axis=1) + shift
     inside = (pixels >= 0).all(axis=1) & (pixels[:, 0] <= width - 1) & (pixels[:, 1] <= height - 1) & keep

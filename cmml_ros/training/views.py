@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # Shading and albedo are stored as square roots in bytes: fine in the dark, where airholes are.
 _BRIGHTEST = 2.0
-_FOCAL_PX = 1000.0
+VIEW_FOCAL_PX = 1000.0
 _DRAWS = 100
 
 
@@ -72,7 +72,7 @@ def prepare_views(config: ViewConfig, folder: Path, seed: int) -> list[Path]:
 def render_view(config: ViewConfig, rng: np.random.Generator) -> TrainingView:
     """A wall, a light and a viewpoint drawn at random."""
     scene, distance_m = _draw_scene(config, rng)
-    camera = Camera(config.width, config.height, _FOCAL_PX, _FOCAL_PX, (config.width - 1) / 2, (config.height - 1) / 2)
+    camera = Camera(config.width, config.height, VIEW_FOCAL_PX, VIEW_FOCAL_PX, (config.width - 1) / 2, (config.height - 1) / 2)
     T_scene_camera = _stand_before(scene.wall, distance_m, rng)
     light = draw_light(rng, distance_m)
     view = see(scene, camera, T_scene_camera, rng)
@@ -118,7 +118,7 @@ def _draw_scene(config: ViewConfig, rng: np.random.Generator) -> tuple[Scene, fl
         except SceneError as error:
             log.debug('a wall is drawn again: %s', error)
             continue
-        return scene, _FOCAL_PX * pixel_m
+        return scene, VIEW_FOCAL_PX * pixel_m
     raise SceneError(f'{_DRAWS} walls of {config.width}x{config.height} pixels had no room for their airholes')
 
 
