@@ -21,7 +21,6 @@ from cmml_ros.model.image_encoder import ConvBlock
 from cmml_ros.model.instances import split_instances
 from cmml_ros.model.network import INPUT_MULTIPLE, MultitaskNetwork
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
-from cmml_ros.model.segmentation_head import MASK, RIM
 
 log = logging.getLogger(__name__)
 

@@ -72,7 +72,8 @@ def prepare_views(config: ViewConfig, folder: Path, seed: int) -> list[Path]:
 def render_view(config: ViewConfig, rng: np.random.Generator) -> TrainingView:
     """A wall, a light and a viewpoint drawn at random."""
     scene, distance_m = _draw_scene(config, rng)
-    camera = Camera(config.width, config.height, VIEW_FOCAL_PX, VIEW_FOCAL_PX, (config.width - 1) / 2, (config.height - 1) / 2)
+    width, height = config.width, config.height
+    camera = Camera(width, height, VIEW_FOCAL_PX, VIEW_FOCAL_PX, (width - 1) / 2, (height - 1) / 2)
     T_scene_camera = _stand_before(scene.wall, distance_m, rng)
     light = draw_light(rng, distance_m)
     view = see(scene, camera, T_scene_camera, rng)
