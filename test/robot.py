@@ -317,6 +317,11 @@ class NodeProcess:
         maps = Path(f'/proc/{self.process.pid}/maps').read_text(encoding='utf-8')
         return {Path(name) for name in re.findall(r'/dev/shm/fastrtps_[0-9a-f]{16}\b', maps)}
 
+    def processor_s(self) -> float:
+        """Time that its threads have run so far, in user and system mode."""
+        fields = Path(f'/proc/{self.process.pid}/stat').read_text(encoding='ascii').rpartition(')')[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
     def starved_s(self) -> float:
         """How long its main thread has waited for a processor; zero where the system does not tell."""
         try:

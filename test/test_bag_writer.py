@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+import zstandard
 from mcap.reader import make_reader
+from mcap.records import Chunk
+from mcap.stream_reader import StreamReader
 
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
@@ -42,6 +45,18 @@ def test_cdr_bytes_are_stored_as_they_came(tmp_path: Path):
         writer.write('/text', memoryview(cdr), 2)
     with BagReader(tmp_path / 'bag') as reader:
         assert [message.data for _, message, _ in reader.messages(['/text'])] == ['hi', 'hi']
+
+
+def test_chunks_are_compressed_fast(tmp_path: Path):
+    text = str(np.random.default_rng(0).normal(size=10000).tolist())
+    with BagWriter(tmp_path / 'bag') as writer:
+        writer.add_topic('/text', STRING)
+        writer.write('/text', writer.types[STRING](data=text), 1)
+    with (tmp_path / 'bag' / 'bag_0.mcap').open('rb') as stream:
+        (chunk,) = (record for record in StreamReader(stream, emit_chunks=True).records if isinstance(record, Chunk))
+    assert (chunk.compression, chunk.uncompressed_size > len(text)) == ('zstd', True)
+    assert chunk.data == zstandard.compress(zstandard.decompress(chunk.data), 1)
+    assert chunk.data != zstandard.compress(zstandard.decompress(chunk.data))
 
 
 def test_metadata_tells_ros2_bag_play_what_to_offer(tmp_path: Path):
