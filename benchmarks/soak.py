@@ -41,7 +41,11 @@ SETTLE_S = 5.0
 
 @dataclass
 class Figures:
-    """What a soak shows. memory_mb: median of the quarter after the start-up, and of the last tenth."""
+    """What a soak shows.
+
+    memory_mb: median of the quarter after the start-up, and of the last tenth. stages_s: median time of a frame in
+    each.
+    """
 
     sent: int
     received: int
@@ -51,6 +55,7 @@ class Figures:
     memory_mb: tuple[float, float]
     age_s: tuple[float, float]
     largest_time_s: float
+    stages_s: dict[str, float]
     errors: list[str]
 
     @property
@@ -90,6 +95,9 @@ class Figures:
                 f'({100 * self.growth:+.1f} %)',
                 f'age of results, median / largest   {self.age_s[0]:.2f} s / {self.age_s[1]:.2f} s '
                 f'(a frame takes up to {self.largest_time_s:.2f} s)',
+                'of a frame, median                 '
+                + ', '.join(f'{stage} {1e3 * median_s:.1f}' for stage, median_s in self.stages_s.items())
+                + ' ms',
                 f'errors and exceptions in the log   {len(self.errors)}',
             )
         )
@@ -161,7 +169,7 @@ def _soak(bench: Bench, seconds: float, rate_hz: float) -> Figures:
     robot.mount()
     memory: list[tuple[float, float]] = []
     ages: list[float] = []
-    times: list[float] = []
+    times: list[dict[str, float]] = []
     stop = threading.Event()
     started_s = time.monotonic()
 
@@ -172,7 +180,9 @@ def _soak(bench: Bench, seconds: float, rate_hz: float) -> Figures:
                 memory.append((time.monotonic() - started_s, float(process['memory_mb'])))
             if 'result_age_s' in pipeline:
                 ages.append(float(pipeline['result_age_s']))
-                times.append(sum(float(value) for key, value in pipeline.items() if key.endswith('_time_s')))
+                times.append(
+                    {k.removesuffix('_time_s'): float(v) for k, v in pipeline.items() if k.endswith('_time_s')}
+                )
             for name in ('health', 'defects', 'markers', 'map', 'calibration'):
                 del robot.received[name][:-50]
 
@@ -199,7 +209,8 @@ def _soak(bench: Bench, seconds: float, rate_hz: float) -> Figures:
         behind=int(pipeline.get('pipeline behind', 0)),
         memory_mb=(float(np.median(warm)), float(np.median(late))),
         age_s=(float(np.median(ages)), max(ages)),
-        largest_time_s=max(times),
+        largest_time_s=max(float(np.nansum(list(each.values()))) for each in times),
+        stages_s={stage: float(np.nanmedian([each[stage] for each in times])) for stage in times[-1]},
         errors=errors,
     )
 

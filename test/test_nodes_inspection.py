@@ -58,11 +58,7 @@ def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Rob
     assert defect.volume == pytest.approx(math.pi * RADIUS_M**2 * DEPTH_M, rel=0.05)
     assert (defect.area_status, defect.volume_status) == (defect.MEASURED, defect.MEASURED)
     assert (defect.position.x, defect.position.y, defect.position.z) == pytest.approx((0.0, 0.0, 0.5), abs=5e-4)
-    assert message.calibration_status == CalibrationCheck.DEGENERATE
-    (check,) = robot.await_messages('calibration', 1)
-    assert (stamp_ns(check), check.header.frame_id) == (START_NS + 7, 'camera')
-    assert (check.status, check.reason) == (CalibrationCheck.DEGENERATE, 'a bare plane')
-    assert math.isnan(check.correction.translation.x)
+    assert message.calibration_status == CalibrationCheck.NOT_CHECKED
     # On the map, the camera stands at x = 0.25 m.
     (on_map,) = robot.await_messages('map', 1)
     assert (on_map.header.frame_id, stamp_ns(on_map)) == ('map', START_NS + 7)
@@ -70,6 +66,20 @@ def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Rob
     assert on_map.defects[0].position.x == pytest.approx(0.25, abs=5e-4)
     (markers,) = robot.await_messages('markers', 1)
     assert [(marker.ns, marker.id) for marker in markers.markers] == [('map/rim', defect.id), ('map/label', defect.id)]
+
+
+def test_the_calibration_is_known_half_a_period_after_the_first_frame(robot: Robot) -> None:
+    robot.mount()
+    for after_s in (0, 10):
+        robot.send(START_NS + after_s * 10**9, map_x_m=0.0)
+        robot.await_result(START_NS + after_s * 10**9)
+    first, check = robot.await_messages('calibration', 2)
+    assert (first.status, first.reason) == (CalibrationCheck.NOT_CHECKED, '')
+    assert (stamp_ns(check), check.header.frame_id) == (START_NS + 10 * 10**9, 'camera')
+    assert (check.status, check.reason) == (CalibrationCheck.DEGENERATE, 'a bare plane')
+    assert math.isnan(check.correction.translation.x)
+    robot.await_true(lambda: robot.values('calibration').get('message') == 'degenerate: a bare plane', 'diagnostics')
+    assert robot.values('calibration')['level'] == OK
 
 
 def test_the_same_airhole_seen_again_keeps_its_id(robot: Robot) -> None:
@@ -265,12 +275,12 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     assert (pipeline['results'], pipeline['model']) == ('1', 'threshold')
     assert pipeline['device'] == 'cpu'
     times_s = {key: float(value) for key, value in pipeline.items() if key.endswith('_time_s')}
-    stages = ('synchronize', 'convert', 'match', 'project', 'network', 'measure', 'map', 'publish')
+    stages = ('transport', 'synchronize', 'convert', 'match', 'project', 'network', 'measure', 'map', 'publish')
     assert [key.removesuffix('_time_s') for key in times_s] == list(stages)
     assert all(time_s >= 0.0 for time_s in times_s.values())
     assert times_s['measure_time_s'] > 0.0
-    calibration = robot.values('calibration')
-    assert (calibration['level'], calibration['message']) == (OK, 'degenerate: a bare plane')
+    assert 0.0 < times_s['transport_time_s'] < 10.0
+    assert times_s['transport_time_s'] == pytest.approx(float(robot.values('image')['transport_s']), abs=1e-3)
     assert 50 < float(robot.values('process')['memory_mb']) < 20_000
     assert robot.values('image')['publishers'] == '1'
     robot.await_true(lambda: robot.values('image')['rate_hz'] == '0.00', 'silence in diagnostics')

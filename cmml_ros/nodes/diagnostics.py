@@ -60,7 +60,10 @@ def make_status(name: str, level: bytes, text: str, values: Mapping[str, object]
 def make_input_status(
     name: str, topic: str, publishers: int, statistics: InputStatistics, elapsed_s: float, reasons: list[str]
 ) -> DiagnosticStatus:
-    """One input: rate, age on arrival, and why nothing comes where nothing does. reasons: see `explain_silence`."""
+    """One input: rate, age and transport time on arrival, and why nothing comes.
+
+    reasons: see `explain_silence`.
+    """
     values: dict[str, object] = {
         'topic': topic,
         'publishers': publishers,
@@ -69,6 +72,8 @@ def make_input_status(
     }
     if statistics.age_s is not None:
         values['age_s'] = f'{statistics.age_s:.3f}'
+    if statistics.transport_s is not None:
+        values['transport_s'] = f'{statistics.transport_s:.4f}'
     if any('incompatible' in reason for reason in reasons):
         return make_status(name, ERROR, '; '.join(reasons), values)
     # The static tree comes once: silence is only worth a warning on topics that stream.

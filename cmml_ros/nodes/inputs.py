@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from cmml_ros.stream.assembler import Assembler
 
 INPUT_NAMES = ('image', 'camera_info', 'points', '/tf', '/tf_static')
 _COMPRESSED = '/compressed'
+_TRANSPORTS_KEPT = 100
 # Best effort connects to reliable and to best-effort publishers alike.
 _SENSOR_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 # A lost transform changes what is interpolated across its gap, so these are asked for reliably.
@@ -32,11 +34,16 @@ _TF_BEST_EFFORT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_
 
 @dataclass
 class InputStatistics:
-    """What came on one input: since the start, since the previous report, and how old the latest was on arrival."""
+    """What came on one input: since the start, since the previous report, and how late the latest was.
+
+    age_s: since its stamp. transport_s: since it was published, through DDS and the queue to the callback; of a
+    publisher on another machine as good as the clocks agree.
+    """
 
     total: int = 0
     recent: int = 0
     age_s: float | None = None
+    transport_s: float | None = None
 
 
 class SensorInputs:
@@ -64,6 +71,7 @@ class SensorInputs:
         self._subscriptions: dict[str, list[Subscription]] = {name: [] for name in INPUT_NAMES}
         self._compressed: Subscription | None = None
         self._spent_s = 0.0
+        self._image_transports_s: dict[int, float] = {}  # by stamp
         image, add = topics['image'], assembler
         # Compressed images are taken from `<image>/compressed`, as image_transport names it, until a raw one comes.
         if image.endswith(_COMPRESSED):
@@ -88,6 +96,10 @@ class SensorInputs:
         """Wall time that putting messages into the Assembler has taken since the previous call."""
         spent_s, self._spent_s = self._spent_s, 0.0
         return spent_s
+
+    def transport_s(self, stamp_ns: int) -> float:
+        """How long the image of this stamp took from its publisher to the callback; NaN when it is not known."""
+        return self._image_transports_s.get(stamp_ns, math.nan)
 
     def explain(self, name: str) -> list[str]:
         """Why nothing comes on one input, as far as the ROS graph tells."""
@@ -120,11 +132,11 @@ class SensorInputs:
     def _listen(
         self, name: str, message_type: type, topic: str, qos: QoSProfile, add: Callable[[Any], None]
     ) -> Subscription:
-        def on_message(message: Any) -> None:
+        def on_message(message: Any, info: dict[str, int]) -> None:
             # The executor takes one message of each topic a turn. All that wait are taken here, or transforms at 100 Hz
             # and more would fall behind the pictures while the worker keeps Python busy.
             for _ in range(qos.depth):
-                self._count(name, message)
+                self._count(name, message, info)
                 started_s = time.perf_counter()
                 try:
                     add(message)
@@ -134,7 +146,7 @@ class SensorInputs:
                 taken = subscription.handle.take_message(message_type, False)
                 if taken is None:
                     break
-                message = taken[0]
+                message, info = taken
             self._on_message()
 
         def on_incompatible_qos(_: object) -> None:
@@ -150,15 +162,21 @@ class SensorInputs:
         self._subscriptions[name].append(subscription)
         return subscription
 
-    def _count(self, name: str, message: Any) -> None:
+    def _count(self, name: str, message: Any, info: dict[str, int]) -> None:
         statistics = self.statistics[name]
         statistics.total += 1
         statistics.recent += 1
+        statistics.transport_s = (time.time_ns() - info['source_timestamp']) * 1e-9
         header = message.transforms[0].header if name.startswith('/tf') and message.transforms else None
         header = getattr(message, 'header', header)
         if header is not None:
             now_ns = self._node.get_clock().now().nanoseconds
-            statistics.age_s = (now_ns - header.stamp.sec * 10**9 - header.stamp.nanosec) * 1e-9
+            stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+            statistics.age_s = (now_ns - stamp_ns) * 1e-9
+            if name == 'image':
+                self._image_transports_s[stamp_ns] = statistics.transport_s
+                while len(self._image_transports_s) > _TRANSPORTS_KEPT:
+                    del self._image_transports_s[next(iter(self._image_transports_s))]
 
     def _add_raw_image(self, message: Image) -> None:
         if self._compressed is not None:

@@ -130,8 +130,13 @@ class InspectionNode(ManagedNode):
     def _on_result(self, inspection: Inspection, timings_s: dict[str, float]) -> None:
         age_ns = self.get_clock().now().nanoseconds - inspection.frame.stamp_ns
         inputs = self._inputs
-        synchronize_s = math.nan if inputs is None else inputs.take_spent_s()
-        self._run.add(inspection, age_ns * 1e-9, {'synchronize': synchronize_s, **timings_s})
+        before_s = {'transport': math.nan, 'synchronize': math.nan}
+        if inputs is not None:
+            before_s = {
+                'transport': inputs.transport_s(inspection.frame.stamp_ns),
+                'synchronize': inputs.take_spent_s(),
+            }
+        self._run.add(inspection, age_ns * 1e-9, {**before_s, **timings_s})
 
     def _snapshot(self) -> tuple[MapSnapshot, Summary, InspectorConfig]:
         """The map and the facts for a report, in the thread that writes it."""
