@@ -25,7 +25,7 @@ from cmml_ros.measurement.measure import measure
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.engine import OpenVinoEngine
 from cmml_ros.model.range_features import range_features
-from cmml_ros.model.runtime import fuse_normalisation
+from cmml_ros.model.torch_engine import fuse_normalisation
 from cmml_ros.stream.conversions import cloud_from_message, image_to_bgr
 
 BASELINE = Path(__file__).with_suffix('.json')
@@ -55,7 +55,7 @@ def make_parts() -> dict[str, Callable[[], object]]:
     cloud = Cloud(T_camera_lidar.inverse().apply(projected.points_camera))
     config = InspectorConfig()
     network, _ = load_network(find_weights('small'))
-    engine = OpenVinoEngine(fuse_normalisation(network), 1, precision='int8')
+    engine = OpenVinoEngine(lambda: fuse_normalisation(network), 1, precision='int8')
     image = image_to_bgr(image_msg, 'image')[:240, :320]
     maps = np.zeros((3, 120, 160), np.float32)
     pixels, depths_m = projected.pixels, projected.points_camera[:, 2]

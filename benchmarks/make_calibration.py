@@ -15,7 +15,7 @@ import numpy as np
 
 from cmml_ros.evaluation.network import make_frames
 from cmml_ros.geometry.cloud import project_cloud
-from cmml_ros.model.quantize import CALIBRATION
+from cmml_ros.model.checkpoint import CALIBRATION
 from cmml_ros.model.range_features import range_features
 
 # Neither training nor evaluation has it.

@@ -38,7 +38,7 @@ from cmml_ros.measurement.measure import measure
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.engine import OpenVinoEngine
 from cmml_ros.model.pose import estimate_pose
-from cmml_ros.model.runtime import fuse_normalisation
+from cmml_ros.model.torch_engine import fuse_normalisation
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 from cmml_ros.stream.assembler import Assembler
 from cmml_ros.stream.conversions import cloud_from_message, image_to_bgr, stamp_to_ns
@@ -153,7 +153,9 @@ def compare_parts(rounds: int) -> list[Comparison]:
     image = image_to_bgr(image_msg, 'image')
     maps = np.zeros((3, 360, 640), np.float32)
     engines = {
-        (precision, threads): OpenVinoEngine(fuse_normalisation(copy.deepcopy(network)), threads, precision=precision)
+        (precision, threads): OpenVinoEngine(
+            lambda: fuse_normalisation(copy.deepcopy(network)), threads, precision=precision
+        )
         for precision in ('int8', 'float32')
         for threads in (0, 1)
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +22,10 @@ from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.range_features import range_features
-from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from cmml_ros.model.registration import Registrar, Registration
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,12 @@ class Inspector:
     def __init__(self, config: InspectorConfig, segmenter: Segmenter | None = None) -> None:
         self._config = config
         self._segmenter = segmenter or _load_segmenter(config)
-        self._registrar = Registrar(self._segmenter.network, config.registration)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED
-        self._check = ExtrinsicCheck(self._registrar, config.registration.check_period_s)
+        self._check = ExtrinsicCheck(lambda: self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
+        if config.registration.mode != 'tf':
+            assert self._registrar  # every frame needs it: loaded before the first
 
     def restarted(self) -> Inspector:
         """One that has seen no frame yet, with the network of this one."""
@@ -60,6 +65,16 @@ class Inspector:
     def device(self) -> str:
         """Where the network runs: cpu or cuda."""
         return self._segmenter.device
+
+    @cached_property
+    def _registrar(self) -> Registrar:
+        return load_registrar(self._segmenter, self._config)
+
+    def finish(self) -> CalibrationCheck:
+        """What is known about the extrinsic after the last frame, checks that were under way included."""
+        for checked, found in self._check.finish():
+            self._calibration = self._judge(found, checked)
+        return self._calibration
 
     def inspect(self, frame: Frame) -> Inspection:
         """The airholes of `frame`; without points or without a transform they carry the reason instead of a size."""
@@ -100,6 +115,8 @@ class Inspector:
             return None, frame.transform_reason, None
         if mode == 'tf':
             assert given is not None
+            if self._calibration.status is CalibrationStatus.NO_TRANSFORM:
+                self._calibration = NOT_CHECKED
             for checked, found in self._check.results(frame, given):
                 self._calibration = self._judge(found, checked)
             return given, '', None
@@ -151,6 +168,13 @@ def _prepare() -> None:
     """What is compiled for measurement and range is in memory afterwards."""
     prepare()
     range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
+
+
+def load_registrar(segmenter: Segmenter, config: InspectorConfig) -> Registrar:
+    """What matches the points with the picture, by the network of `segmenter`."""
+    from cmml_ros.model.registration import Registrar
+
+    return Registrar(segmenter.network, config.registration)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

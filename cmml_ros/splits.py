@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,8 @@ class _Run:
             result.fault = str(error)
         for frame in assembler.flush():
             self._inspect(frame)
+        if result.frames:
+            result.frames[-1] = replace(result.frames[-1], calibration=self._inspector.finish())
         if after is None or split.stop_ns is None:
             after = assembler.counts
         if self._own_stamps is None:

@@ -81,7 +81,7 @@ class BarePlaneRegistrar:
 def know_airholes(setattr_: Callable[[object, str, object], None] = setattr) -> None:
     """A threshold in place of the network."""
     setattr_(cmml_ros.inspector, 'Segmenter', ThresholdSegmenter)
-    setattr_(cmml_ros.inspector, 'Registrar', BarePlaneRegistrar)
+    setattr_(cmml_ros.inspector, 'load_registrar', BarePlaneRegistrar)
 
 
 def stamp_ns(message: Any) -> int:

@@ -80,7 +80,7 @@ class NoRegistrar:
 @pytest.fixture(autouse=True)
 def known_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
-    monkeypatch.setattr('cmml_ros.inspector.Registrar', NoRegistrar)
+    monkeypatch.setattr('cmml_ros.inspector.load_registrar', NoRegistrar)
 
 
 @dataclasses.dataclass

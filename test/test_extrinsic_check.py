@@ -49,27 +49,51 @@ def run(check: ExtrinsicCheck, *seconds: float) -> dict[float, list[tuple[float,
 
 def test_a_result_belongs_to_the_frame_half_a_period_later_however_long_it_took() -> None:
     registrar = Registrar()
-    check = ExtrinsicCheck(registrar, period_s=20.0)
-    assert run(check, 100.0) == {100.0: [(100.0, 'check 1')]}  # nothing is known before: this one is waited for
-    assert run(check, 105.0, 119.9) == {105.0: [], 119.9: []}
+    check = ExtrinsicCheck(lambda: registrar, period_s=20.0)
     registrar.may_end.clear()
-    assert run(check, 120.0, 121.0, 129.9) == {120.0: [], 121.0: [], 129.9: []}  # frames go on beside it
+    assert run(check, 100.0, 101.0, 109.9) == {100.0: [], 101.0: [], 109.9: []}  # frames go on beside it
     threading.Timer(0.2, registrar.may_end.set).start()
-    assert run(check, 130.5) == {130.5: [(120.0, 'check 2')]}
+    assert run(check, 110.5) == {110.5: [(100.0, 'check 1')]}
+    assert run(check, 119.9, 120.0, 130.0) == {119.9: [], 120.0: [], 130.0: [(120.0, 'check 2')]}
     # One that was done at once does not come sooner.
     assert run(check, 140.0, 141.0, 149.0, 150.0) == {140.0: [], 141.0: [], 149.0: [], 150.0: [(140.0, 'check 3')]}
     assert {name.startswith('extrinsic check') for name in registrar.begun} == {True}
 
 
 def test_after_a_jump_back_of_time_a_new_check_begins() -> None:
-    check = ExtrinsicCheck(Registrar(), period_s=20.0)
-    assert run(check, 100.0, 120.0) == {100.0: [(100.0, 'check 1')], 120.0: []}
-    assert run(check, 5.0, 10.0, 15.0) == {5.0: [(120.0, 'check 2')], 10.0: [], 15.0: [(5.0, 'check 3')]}
+    check = ExtrinsicCheck(Registrar, period_s=20.0)
+    assert run(check, 100.0, 110.0, 120.0) == {100.0: [], 110.0: [(100.0, 'check 1')], 120.0: []}
+    assert run(check, 5.0, 10.0, 15.0) == {5.0: [(120.0, 'check 1')], 10.0: [], 15.0: [(5.0, 'check 1')]}
+
+
+def test_what_is_under_way_at_the_end_is_waited_for() -> None:
+    registrar = Registrar()
+    check = ExtrinsicCheck(lambda: registrar, period_s=20.0)
+    assert check.finish() == []
+    registrar.may_end.clear()
+    run(check, 100.0)
+    threading.Timer(0.2, registrar.may_end.set).start()
+    ((frame, found),) = check.finish()
+    assert (frame.stamp_ns, str(found)) == (100 * SECOND, 'check 1')
+    assert check.finish() == []
+
+
+def test_the_registrar_is_loaded_in_the_thread_of_the_check_when_it_is_needed() -> None:
+    loaded: list[str] = []
+
+    def load() -> Registrar:
+        loaded.append(threading.current_thread().name)
+        return Registrar()
+
+    check = ExtrinsicCheck(load, period_s=20.0)
+    assert loaded == []
+    run(check, 100.0, 110.0)
+    assert [name.startswith('extrinsic check') for name in loaded] == [True]
 
 
 def test_zero_is_never() -> None:
     registrar = Registrar()
-    assert run(ExtrinsicCheck(registrar, period_s=0.0), 1.0, 1000.0) == {1.0: [], 1000.0: []}
+    assert run(ExtrinsicCheck(lambda: registrar, period_s=0.0), 1.0, 1000.0) == {1.0: [], 1000.0: []}
     assert registrar.begun == []
 
 
@@ -77,7 +101,7 @@ def test_what_it_does_not_expect_is_raised_where_the_frame_is() -> None:
     registrar = Registrar()
     registrar.refine = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        run(ExtrinsicCheck(registrar, period_s=20.0), 1.0)
+        run(ExtrinsicCheck(lambda: registrar, period_s=20.0), 1.0, 11.0)
 
 
 def test_what_a_failed_check_worked_on_is_freed_at_once() -> None:
@@ -95,9 +119,10 @@ def test_what_a_failed_check_worked_on_is_freed_at_once() -> None:
 
     gc.disable()
     try:
-        check = ExtrinsicCheck(Exploring(), period_s=20.0)
-        assert run(check, 100.0, 120.0, 130.5) == {
-            100.0: [(100.0, 'a bare plane')],
+        check = ExtrinsicCheck(Exploring, period_s=20.0)
+        assert run(check, 100.0, 110.0, 120.0, 130.5) == {
+            100.0: [],
+            110.0: [(100.0, 'a bare plane')],
             120.0: [],
             130.5: [(120.0, 'a bare plane')],
         }
@@ -117,5 +142,5 @@ def test_all_checks_run_in_one_thread() -> None:
         refine()
 
     registrar.refine = note_thread
-    run(ExtrinsicCheck(registrar, period_s=20.0), 100.0, 120.0, 130.5, 140.0, 150.5)
+    run(ExtrinsicCheck(lambda: registrar, period_s=20.0), 100.0, 120.0, 130.5, 140.0, 150.5)
     assert len(idents) == 1

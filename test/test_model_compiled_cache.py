@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from cmml_ros.model import compiled_cache
+from cmml_ros.model import compiled_cache, export
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
 from cmml_ros.model.engine import OpenVinoEngine
@@ -21,13 +24,13 @@ def test_a_second_start_makes_nothing_again_and_gives_the_same(cache: Path, monk
     network, model_id = load_network(find_weights('small'))
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     maps = np.zeros((3, 32, 48), np.float32)
-    without = OpenVinoEngine(network, 1)(image, maps)
+    without = OpenVinoEngine(lambda: network, 1)(image, maps)
     assert not cache.exists()
-    first = OpenVinoEngine(network, 1, model_id)(image, maps)
+    first = OpenVinoEngine(lambda: network, 1, model_id)(image, maps)
     kept = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert sorted(Path(name).suffix for name in kept) == ['.blob', '.onnx']
-    monkeypatch.setattr(compiled_cache, 'make_onnx', None)
-    second = OpenVinoEngine(network, 1, model_id)(image, maps)
+    monkeypatch.setattr(export, 'make_onnx', None)
+    second = OpenVinoEngine(lambda: network, 1, model_id)(image, maps)
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
     np.testing.assert_array_equal(first, without)
     np.testing.assert_array_equal(second, without)
@@ -36,22 +39,22 @@ def test_a_second_start_makes_nothing_again_and_gives_the_same(cache: Path, monk
 def test_damaged_files_are_made_again(cache: Path) -> None:
     network, model_id = load_network(find_weights('small'))
     image, maps = np.full((64, 96, 3), 90, np.uint8), np.zeros((3, 32, 48), np.float32)
-    expected = OpenVinoEngine(network, 1, model_id)(image, maps)
+    expected = OpenVinoEngine(lambda: network, 1, model_id)(image, maps)
     for length in (0, 30, 1000):
         for path in cache.iterdir():
             data = path.read_bytes()
             path.unlink()
             path.write_bytes(data[:length])
-        np.testing.assert_array_equal(OpenVinoEngine(network, 1, model_id)(image, maps), expected)
+        np.testing.assert_array_equal(OpenVinoEngine(lambda: network, 1, model_id)(image, maps), expected)
 
 
 def test_other_weights_and_other_sources_are_other_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter((b'a', b'b', b'c'))
-    monkeypatch.setattr(compiled_cache, 'make_onnx', lambda _: next(made))
-    assert make_onnx_once(None, 'small-1', 'float32', find_cache()) == b'a'
-    assert make_onnx_once(None, 'small-2', 'float32', find_cache()) == b'b'
-    monkeypatch.setattr(compiled_cache.torch, '__version__', 'another')
-    assert make_onnx_once(None, 'small-2', 'float32', find_cache()) == b'c'
+    monkeypatch.setattr(export, 'make_onnx', lambda _: next(made))
+    assert make_onnx_once(lambda: None, 'small-1', 'float32', find_cache()) == b'a'
+    assert make_onnx_once(lambda: None, 'small-2', 'float32', find_cache()) == b'b'
+    monkeypatch.setattr(compiled_cache, 'version', lambda _: 'another')
+    assert make_onnx_once(lambda: None, 'small-2', 'float32', find_cache()) == b'c'
     assert len(list(cache.iterdir())) == 3
 
 
@@ -60,4 +63,31 @@ def test_without_a_folder_that_can_be_written_nothing_is_kept(home: str, monkeyp
     monkeypatch.setenv('XDG_CACHE_HOME', home)
     assert find_cache() is None
     network, model_id = load_network(find_weights('small'))
-    assert OpenVinoEngine(network, 1, model_id)(np.zeros((16, 16, 3), np.uint8), np.zeros((3, 8, 8), np.float32)).any()
+    assert OpenVinoEngine(lambda: network, 1, model_id)(
+        np.zeros((16, 16, 3), np.uint8), np.zeros((3, 8, 8), np.float32)
+    ).any()
+
+
+# In a process of its own: others have imported torch by now.
+SECOND_START = """
+import sys
+import numpy as np
+from cmml_ros.config import InspectorConfig
+from cmml_ros.frame import Frame
+from cmml_ros.geometry.camera import Camera
+from cmml_ros.inspector import Inspector
+frame = Frame(np.full((96, 128, 3), 128, np.uint8), Camera(128, 96, 1e3, 1e3, 64.0, 48.0), 1, 'camera')
+Inspector(InspectorConfig()).inspect(frame)
+print('torch' in sys.modules)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.usefixtures('cache')
+def test_a_second_start_on_a_cpu_needs_no_torch() -> None:
+    """It takes seconds to import, in which a robot that starts again is blind."""
+    said = [
+        subprocess.run([sys.executable, '-c', SECOND_START], capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ['True', 'False']

@@ -17,7 +17,7 @@ def exhaust(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU whose memory has run out, where there is none."""
 
     def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError('CUDA out of memory')
+        raise MemoryError('CUDA out of memory')
 
     monkeypatch.setattr(segmenter, '_engine', fail)
     monkeypatch.setattr(segmenter, 'device', 'cuda')

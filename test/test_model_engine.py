@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from cmml_ros.cli import main
 from cmml_ros.model.checkpoint import save_weights
-from cmml_ros.model.engine import Engine, OpenVinoEngine, TorchEngine
+from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.network import MultitaskNetwork
+from cmml_ros.model.torch_engine import TorchEngine
 
 SIZES = [(64, 96), (80, 48), (16, 16)]
 
@@ -39,9 +40,7 @@ def expected(network: MultitaskNetwork, image: NDArray[np.uint8], maps: NDArray[
         return network(batch, torch.from_numpy(maps)[None])[0].sigmoid().numpy()
 
 
-@pytest.mark.parametrize(
-    'make', [lambda net: OpenVinoEngine(net, 1), lambda net: TorchEngine(net, torch.device('cpu'))]
-)
+@pytest.mark.parametrize('make', [lambda net: OpenVinoEngine(lambda: net, 1), lambda net: TorchEngine(net, 'cpu')])
 def test_every_engine_gives_the_networks_probabilities(network: MultitaskNetwork, make: type[Engine]):
     engine = make(network)
     for size in SIZES:
@@ -52,7 +51,7 @@ def test_every_engine_gives_the_networks_probabilities(network: MultitaskNetwork
 
 
 def test_a_result_outlives_the_next_call(network: MultitaskNetwork):
-    engine = OpenVinoEngine(network, 1)
+    engine = OpenVinoEngine(lambda: network, 1)
     image, maps = make_inputs(64, 96)
     first = engine(image, maps)
     kept = first.copy()
@@ -62,12 +61,12 @@ def test_a_result_outlives_the_next_call(network: MultitaskNetwork):
 
 def test_the_same_picture_gives_the_same_bytes(network: MultitaskNetwork):
     image, maps = make_inputs(64, 96)
-    one, other = OpenVinoEngine(network, 1)(image, maps), OpenVinoEngine(network, 2)(image, maps)
+    one, other = OpenVinoEngine(lambda: network, 1)(image, maps), OpenVinoEngine(lambda: network, 2)(image, maps)
     np.testing.assert_array_equal(one, other)
 
 
 def test_only_a_few_sizes_stay_compiled(network: MultitaskNetwork):
-    engine = OpenVinoEngine(network, 1)
+    engine = OpenVinoEngine(lambda: network, 1)
     for width in range(16, 16 * 8, 16):
         engine(*make_inputs(16, width))
     assert len(engine._compiled) == 6

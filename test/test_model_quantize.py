@@ -33,7 +33,7 @@ def test_what_lies_beyond_the_calibration_is_clipped():
 
 def test_the_shipped_network_says_the_same_in_8_bits():
     network, _ = load_network(find_weights('small'))
-    whole, eight = OpenVinoEngine(network, 1), OpenVinoEngine(network, 1, precision='int8')
+    whole, eight = OpenVinoEngine(lambda: network, 1), OpenVinoEngine(lambda: network, 1, precision='int8')
     both, either = 0, 0
     for picture, maps in load_calibration():
         image = (picture[0].numpy().transpose(1, 2, 0) * 255.0).round().astype(np.uint8)
@@ -51,6 +51,6 @@ def test_quantizing_leaves_the_network_as_it_is_and_gives_integers_to_the_runtim
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     convolutions = sum(isinstance(module, QuantizedConvolution) for module in quantized.modules())
-    graph = onnx.load_from_string(make_onnx_once(network, model_id, 'int8', None)).graph
+    graph = onnx.load_from_string(make_onnx_once(lambda: network, model_id, 'int8', None)).graph
     # The input and the weights of each, and nothing of the matching head.
     assert sum(node.op_type == 'DequantizeLinear' for node in graph.node) == 2 * convolutions == 2 * 15

@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from cmml_ros.errors import ModelError
-from cmml_ros.model.network import MultitaskNetwork
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from cmml_ros.model.network import MultitaskNetwork
 
 # Raised whenever the network's layers, inputs or their meaning change.
 FORMAT = '2'
 WEIGHTS_DIR = Path(__file__).parent / 'weights'
+CALIBRATION = WEIGHTS_DIR / 'calibration.npz'
 
 
 def save_weights(network: MultitaskNetwork, path: Path, about: dict[str, str]) -> None:
     """Write the network's weights with `about` (free text, for the model card) to a safetensors file."""
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {'cmml_ros.format': FORMAT, 'cmml_ros.size': network.size, 'cmml_ros.about': json.dumps(about)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +50,23 @@ def find_weights(model: str) -> Path:
     return path
 
 
+def identify(path: Path) -> str:
+    """Name and digest of the weights in `path`. Raises ModelError when they cannot be read."""
+    try:
+        return f'{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}'
+    except OSError as error:
+        raise ModelError(f'{path}: cannot be read ({error.strerror})') from None
+
+
 def load_network(path: Path) -> tuple[MultitaskNetwork, str]:
     """The network in `path` in evaluation mode on the CPU, and its id (name and digest).
 
     Raises ModelError for a missing, foreign or outdated file.
     """
+    import torch
+
+    from cmml_ros.model.network import MultitaskNetwork
+
     try:
         with safe_open(path, framework='pt') as archive:
             metadata = archive.metadata() or {}
@@ -69,5 +85,4 @@ def load_network(path: Path) -> tuple[MultitaskNetwork, str]:
         raise ModelError(f'{path}: weights do not fit the network ({str(error).splitlines()[-1].strip()})') from None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
         raise ModelError(f'{path}: weights are not finite; training went astray')
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return network.eval(), f'{path.stem}-{digest}'
+    return network.eval(), identify(path)

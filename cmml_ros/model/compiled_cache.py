@@ -1,18 +1,20 @@
-"""Networks as they were made ready in an earlier run, in the user's cache folder: a node starts a second sooner."""
+"""Networks as they were made ready in an earlier run, in the user's cache folder: a node starts seconds sooner."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from cmml_ros.model.checkpoint import CALIBRATION
 
-from cmml_ros.model.export import make_onnx
-from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.quantize import CALIBRATION, load_calibration, quantize
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from cmml_ros.model.network import MultitaskNetwork
 
 
 def find_cache() -> Path | None:
@@ -25,14 +27,15 @@ def find_cache() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def make_onnx_once(network: MultitaskNetwork, model_id: str, precision: str, cache: Path | None) -> bytes:
+def make_onnx_once(load: Callable[[], MultitaskNetwork], model_id: str, precision: str, cache: Path | None) -> bytes:
     """What `make_onnx` makes, from `cache` where it was made before of the same weights by the same code.
 
-    model_id: with the digest of the weights, as `load_network` gives it. precision: int8 or float32.
+    load: gives the network where it was not made before. model_id: with the digest of the weights, as `identify` gives
+    it. precision: int8 or float32.
     """
     if cache is None:
-        return _make(network, precision)
-    sources = hashlib.sha256(torch.__version__.encode())
+        return _make(load(), precision)
+    sources = hashlib.sha256(version('torch').encode())
     for source in (*sorted(Path(__file__).parent.glob('*.py')), CALIBRATION):
         sources.update(source.read_bytes())
     path = cache / f'{model_id}-{precision}-{sources.hexdigest()[:12]}.onnx'
@@ -40,7 +43,7 @@ def make_onnx_once(network: MultitaskNetwork, model_id: str, precision: str, cac
         digest, model = path.read_bytes().split(b'\n', 1)
         if hashlib.sha256(model).hexdigest().encode() == digest:
             return model
-    model = _make(network, precision)
+    model = _make(load(), precision)
     with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as folder:
         # In whole or not at all: another node may read while this one writes, and the disk may be full.
         made = Path(folder) / path.name
@@ -50,4 +53,7 @@ def make_onnx_once(network: MultitaskNetwork, model_id: str, precision: str, cac
 
 
 def _make(network: MultitaskNetwork, precision: str) -> bytes:
+    from cmml_ros.model.export import make_onnx
+    from cmml_ros.model.quantize import load_calibration, quantize
+
     return make_onnx(quantize(network, load_calibration()) if precision == 'int8' else network)

@@ -1,17 +1,19 @@
-"""The network as a function of arrays: through OpenVINO on the CPU, through torch on CUDA."""
+"""The network as a function of arrays, through OpenVINO on the CPU; through torch it is in torch_engine.py."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import openvino
-import torch
 from numpy.typing import NDArray
 
 from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
-from cmml_ros.model.export import IMAGE, RANGE_MAPS, Segmentation
-from cmml_ros.model.network import MultitaskNetwork
+from cmml_ros.model.interface import IMAGE, RANGE_MAPS
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from cmml_ros.model.network import MultitaskNetwork
 
 # A camera's picture and its two smaller ones need three; more only when several cameras share an engine.
 _MAX_COMPILED = 6
@@ -30,15 +32,18 @@ class Engine(Protocol):
 class OpenVinoEngine:
     """Engine on the CPU, compiled once per size of the picture.
 
-    threads: 0 for one per core. precision: int8 or float32; what is not in integers is in float32, also on processors
-    that could do bfloat16: results stay the same to 1e-5 wherever they are computed. model_id: under which what takes
-    long is kept for the next start, in the user's cache folder; empty: it is not kept.
+    load: gives the network, in evaluation mode, when it was not made ready before. threads: 0 for one per core.
+    precision: int8 or float32; what is not in integers is in float32, also on processors that could do bfloat16:
+    results stay the same to 1e-5 wherever they are computed. model_id: under which what takes long is kept for the next
+    start, in the user's cache folder; empty: it is not kept.
     """
 
-    def __init__(self, network: MultitaskNetwork, threads: int, model_id: str = '', precision: str = 'float32') -> None:
+    def __init__(
+        self, load: Callable[[], MultitaskNetwork], threads: int, model_id: str = '', precision: str = 'float32'
+    ) -> None:
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
-        self._model = self._core.read_model(make_onnx_once(network, model_id, precision, cache))
+        self._model = self._core.read_model(make_onnx_once(load, model_id, precision, cache))
         self._properties = {
             'INFERENCE_PRECISION_HINT': 'f32',
             'PERFORMANCE_HINT': 'LATENCY',
@@ -68,18 +73,3 @@ class OpenVinoEngine:
             del self._compiled[next(iter(self._compiled))]
         self._compiled[image_shape] = request
         return request
-
-
-class TorchEngine:
-    """Engine on any device of torch."""
-
-    def __init__(self, network: MultitaskNetwork, device: torch.device) -> None:
-        self._device = device
-        self._segmentation = Segmentation(network).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See Engine."""
-        inputs = (torch.from_numpy(array).to(self._device)[None] for array in (image, range_maps))
-        probabilities: NDArray[np.float32] = self._segmentation(*inputs)[0].cpu().numpy()
-        return probabilities

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cmml_ros.model.checkpoint import find_weights, load_network
+from cmml_ros.model.interface import IMAGE, PROBABILITIES, RANGE_MAPS
 from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE
 
-IMAGE, RANGE_MAPS, PROBABILITIES = 'image', 'range_maps', 'probabilities'
 _OPSET = 17
 _EXAMPLE_PX = 64
 

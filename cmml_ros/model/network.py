@@ -16,8 +16,6 @@ SIZE_CHANNELS: dict[str, tuple[int, int, int, int]] = {
     'small': (16, 32, 64, 128),
     'base': (32, 64, 128, 256),
 }
-# Height and width of the input are padded to a multiple of this.
-INPUT_MULTIPLE = 16
 
 
 class MultitaskNetwork(nn.Module):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmml_ros.model.checkpoint import CALIBRATION
 from cmml_ros.model.network import MultitaskNetwork
 
-CALIBRATION = Path(__file__).parent / 'weights' / 'calibration.npz'
 # Weights use 7 of their 8 bits: processors without VNNI add two products in 16 bits, where 8 would overflow.
 _WEIGHT_LIMIT = 63
 

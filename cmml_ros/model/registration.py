@@ -16,8 +16,9 @@ from cmml_ros.errors import PoseError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import Cloud
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.model.interface import INPUT_MULTIPLE
 from cmml_ros.model.matching_head import COARSE_STRIDE, FINE_STRIDE, Descriptors, dual_log_softmax
-from cmml_ros.model.network import INPUT_MULTIPLE, MultitaskNetwork
+from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.model.point_encoder import point_features
 from cmml_ros.model.pose import PoseEstimate, estimate_pose, fuse_with_prior
 from cmml_ros.model.range_features import residuals_behind_surface

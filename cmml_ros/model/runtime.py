@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.model.checkpoint import find_weights, load_network
-from cmml_ros.model.engine import Engine, OpenVinoEngine, TorchEngine
-from cmml_ros.model.image_encoder import ConvBlock
+from cmml_ros.model.checkpoint import find_weights, identify
+from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.instances import split_instances
-from cmml_ros.model.network import INPUT_MULTIPLE, MultitaskNetwork
+from cmml_ros.model.interface import INPUT_MULTIPLE
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from cmml_ros.model.network import MultitaskNetwork
 
 log = logging.getLogger(__name__)
 
@@ -34,28 +37,35 @@ _MIN_COARSE_AREA_PX = 78.5
 class Segmenter:
     """Finds the airholes in a picture.
 
-    Loads the weights once; raises ModelError when they cannot be used, or when `device: cuda` is demanded and absent.
+    Raises ModelError when the weights cannot be used, or when `device: cuda` is demanded and absent.
     device: where the network runs, cpu or cuda; a GPU whose memory runs out is left for good unless it is demanded.
     """
 
     def __init__(self, config: DetectionConfig) -> None:
         self._config = config
-        device = _choose_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        network, self.model_id = load_network(find_weights(config.model))
-        self._network = fuse_normalisation(network).to(device)
-        self._engine: Engine = (
-            OpenVinoEngine(self._network, config.threads, self.model_id, config.precision)
-            if device.type == 'cpu'
-            else TorchEngine(self._network, device)
-        )
-        self.device: str = device.type
+        self._weights = find_weights(config.model)
+        self.model_id = identify(self._weights)
+        self.device = _choose_device(config.device)
+        self._engine = self._make_engine()
 
-    @property
+    @cached_property
     def network(self) -> MultitaskNetwork:
-        """The network, ready to run: what finds the airholes also matches pixels to points."""
-        return self._network
+        """The network, ready to run: what finds the airholes also matches pixels to points.
+
+        On a CPU it is loaded when it is first asked for: airholes are found without torch, which takes seconds to
+        import, once the network was made ready in an earlier run.
+        """
+        from cmml_ros.model.torch_engine import load_for_inference
+
+        return load_for_inference(self._weights, self.device, self._config.threads)
+
+    def _make_engine(self) -> Engine:
+        if self.device == 'cpu':
+            config = self._config
+            return OpenVinoEngine(lambda: self.network, config.threads, self.model_id, config.precision)
+        from cmml_ros.model.torch_engine import TorchEngine
+
+        return TorchEngine(self.network, self.device)
 
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
@@ -99,16 +109,17 @@ class Segmenter:
             range_maps[:, : maps.shape[1], : maps.shape[2]] = maps
         try:
             return self._engine(padded, range_maps)[:, :height, :width]
-        except torch.OutOfMemoryError:
+        except MemoryError:
+            if self.device == 'cpu':
+                raise
             if self._config.device == 'cuda':
                 raise ModelError(
                     f'the GPU has no memory left for a picture of {width}x{height}; free some, or use device "auto"'
                 ) from None
         log.warning('the GPU has no memory left for a picture of %dx%d: from now on the CPU does it', width, height)
-        on_cpu = self._network.to('cpu')
-        self._engine = OpenVinoEngine(on_cpu, self._config.threads, self.model_id, self._config.precision)
+        self.network.to('cpu')
         self.device = 'cpu'
-        torch.cuda.empty_cache()
+        self._engine = self._make_engine()
         return self._engine(padded, range_maps)[:, :height, :width]
 
 
@@ -136,26 +147,24 @@ def _lay_over(
         fine[chosen] = cv2.resize(coarse, size)[chosen]
 
 
-def _choose_device(wanted: str) -> torch.device:
+def _choose_device(wanted: str) -> str:
     if wanted == 'cpu':
-        return torch.device('cpu')
-    if torch.cuda.is_available():
-        return torch.device('cuda')
+        return 'cpu'
+    if _has_cuda():
+        return 'cuda'
     if wanted == 'cuda':
         raise ModelError(
             'detection.device is "cuda" but torch finds no CUDA device; install a CUDA build or use "auto"'
         )
     log.info('no CUDA device, the network runs on the CPU')
-    return torch.device('cpu')
+    return 'cpu'
 
 
-def fuse_normalisation(network: MultitaskNetwork) -> MultitaskNetwork:
-    """Batch normalisation folded into the convolutions before it: same values, a third fewer passes over memory."""
-    for module in network.modules():
-        if isinstance(module, ConvBlock):
-            convolution, normalisation = module[0], module[1]
-            assert isinstance(convolution, torch.nn.Conv2d)
-            assert isinstance(normalisation, torch.nn.BatchNorm2d)
-            module[0] = fuse_conv_bn_eval(convolution, normalisation).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            module[1] = torch.nn.Identity()
-    return network
+def _has_cuda() -> bool:
+    try:
+        ctypes.CDLL('libcuda.so.1')
+    except OSError:  # no driver: torch need not be asked
+        return False
+    import torch
+
+    return torch.cuda.is_available()
