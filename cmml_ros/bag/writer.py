@@ -45,7 +45,7 @@ class _Zstandard:
         return getattr(zstandard, name)
 
 
-mcap.writer.zstandard = _Zstandard()  # type: ignore[assignment]
+mcap.writer.zstandard = _Zstandard()  # type: ignore[assignment, attr-defined]
 
 
 @dataclass

@@ -6,5 +6,3 @@ from __future__ import annotations
 IMAGE, RANGE_MAPS, PROBABILITIES = 'image', 'range_maps', 'probabilities'
 # Height and width of the input are padded to a multiple of this.
 INPUT_MULTIPLE = 16
-# Channels of the output.
-MASK, RIM = 0, 1

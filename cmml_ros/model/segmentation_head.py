@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from cmml_ros.model.image_encoder import ConvBlock
 
+MASK, RIM = 0, 1
+
 
 class SegmentationHead(nn.Module):
     """Logits at full resolution: inside the rim, and on the rim.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmml_ros.model.interface import MASK, RIM
 from cmml_ros.model.matching_head import COARSE_STRIDE, FINE_STRIDE, Descriptors, MatchingHead, dual_log_softmax
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE
+from cmml_ros.model.segmentation_head import MASK, RIM
 
 # Fine matching looks so many cells to either side of where a point is believed to be, and is taught as far off as this.
 WINDOW_CELLS = 4
