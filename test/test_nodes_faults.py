@@ -8,7 +8,7 @@ pytest.importorskip('rclpy')
 from faults import FAULTS, Outcome, provoke
 
 pytestmark = pytest.mark.slow
-SECONDS = 6.0
+SECONDS = 4.0
 
 
 def check_malformed_messages(outcome: Outcome) -> None:
