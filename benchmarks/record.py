@@ -53,7 +53,8 @@ def main() -> int:
         shutil.rmtree(folder)
     print(f'sent      {len(stamps)} pictures and clouds')
     print(f'recorded  {counts["/image"]} pictures, {counts["/points"]} clouds; lost by its own count: {values["lost"]}')
-    print(f'recorder  {100 * share:.0f} % of one core, {values["written_mb_per_s"]} MB/s on the disk')
+    rate_mb_s = float(values['written_mb']) / arguments.seconds
+    print(f'recorder  {100 * share:.0f} % of one core, {rate_mb_s:.1f} MB/s on the disk')
     return 0 if counts['/image'] == counts['/points'] == len(stamps) and share < CORE_SHARE else 1
 
 

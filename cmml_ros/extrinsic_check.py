@@ -27,7 +27,7 @@ class ExtrinsicCheck:
     A check takes several times as long as a frame, so it runs in a thread of its own while the frames go on. Its result
     belongs to the first frame that is half a period later, live and offline alike, so that what comes out does not
     depend on the speed of the machine; what a recording ends before, `finish` tells.
-    load: gives the registrar, in the thread of the check, when it is needed for the first time.
+    load: gives the registrar when there is something to check.
     """
 
     def __init__(self, load: Callable[[], Registrar], period_s: float) -> None:

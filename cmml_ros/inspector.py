@@ -54,8 +54,9 @@ class Inspector:
         self._calibration = NOT_CHECKED
         self._check = ExtrinsicCheck(lambda: self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
-        if config.registration.mode != 'tf':
-            assert self._registrar  # every frame needs it: loaded before the first
+        if config.registration.mode != 'tf' or config.registration.check_period_s > 0.0:
+            # Before the first frame: scipy raises what it finds in a torch that another thread is importing.
+            assert self._registrar
 
     def restarted(self) -> Inspector:
         """One that has seen no frame yet, with the network of this one."""

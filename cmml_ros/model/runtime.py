@@ -52,8 +52,8 @@ class Segmenter:
     def network(self) -> MultitaskNetwork:
         """The network, ready to run: what finds the airholes also matches pixels to points.
 
-        On a CPU it is loaded when it is first asked for: airholes are found without torch, which takes seconds to
-        import, once the network was made ready in an earlier run.
+        On a CPU it is loaded when it is first asked for: airholes are found without torch once the network was made
+        ready in an earlier run.
         """
         from cmml_ros.model.torch_engine import load_for_inference
 
