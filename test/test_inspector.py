@@ -58,19 +58,21 @@ def pair(scenario: Scenario, frame: Frame, defects: tuple[Defect, ...], min_diam
 
 
 def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
-    scenario = Scenario(sensor_name='depth_camera', seed=11)
-    frame = make_frame(scenario)
-    inspection = inspector.inspect(frame)
-    pairs = pair(scenario, frame, inspection.defects, min_diameter_m=0.005)
-    assert len(pairs) >= 8
-    found = [(hole, defect.measurement) for hole, defect in pairs if defect is not None]
-    assert len(found) >= 0.9 * len(pairs)
-    areas = [m.area_m2 / hole.area_m2 for hole, m in found if m.area_status is Status.MEASURED]
+    areas, volumes = [], []
+    for seed in (11, 12):
+        scenario = Scenario(sensor_name='depth_camera', seed=seed)
+        frame = make_frame(scenario)
+        inspection = inspector.inspect(frame)
+        pairs = pair(scenario, frame, inspection.defects, min_diameter_m=0.005)
+        assert len(pairs) >= 8
+        found = [(hole, defect.measurement) for hole, defect in pairs if defect is not None]
+        assert len(found) >= 0.9 * len(pairs)
+        areas += [m.area_m2 / hole.area_m2 for hole, m in found if m.area_status is Status.MEASURED]
+        volumes += [m.volume_m3 / hole.volume_m3 for hole, m in found if m.volume_status is Status.MEASURED]
+        assert set(inspection.timings_s) == {'match', 'project', 'network', 'measure'}
     assert np.median(np.abs(np.array(areas) - 1.0)) < 0.05
-    volumes = [m.volume_m3 / hole.volume_m3 for hole, m in found if m.volume_status is Status.MEASURED]
-    assert len(volumes) >= 3
+    assert len(volumes) >= 6
     assert np.median(np.abs(np.array(volumes) - 1.0)) < 0.08
-    assert set(inspection.timings_s) == {'match', 'project', 'network', 'measure'}
 
 
 def test_what_the_network_doubts_is_reported_where_its_volume_is_measured():
