@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # The network sees airholes up to some 40 pixels as a whole: larger ones in smaller pictures, of at least this side.
 _OCTAVES = (4, 8)
 _LEAST_SIDE_PX = 64
-# A disc of 10 pixels in the coarse picture, 40 in the fine one.
+# A disc of 10 pixels in the smaller picture, 40 or 80 in the full one.
 _MIN_COARSE_AREA_PX = 78.5
 
 
