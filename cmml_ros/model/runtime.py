@@ -117,8 +117,8 @@ class Segmenter:
                     f'the GPU has no memory left for a picture of {width}x{height}; free some, or use device "auto"'
                 ) from None
         log.warning('the GPU has no memory left for a picture of %dx%d: from now on the CPU does it', width, height)
-        self.network.to('cpu')
         self.device = 'cpu'
+        self.network.to('cpu')
         self._engine = self._make_engine()
         return self._engine(padded, range_maps)[:, :height, :width]
 
