@@ -72,7 +72,12 @@ class DetectionConfig:
     model: str = setting('small', 'name of shipped weights, or path of a .safetensors file')
     device: str = setting('auto', 'where the network runs', choices=('auto', 'cpu', 'cuda'))
     precision: str = setting('int8', 'of the convolutions on a CPU', choices=('int8', 'float32'))
-    threads: int = setting(0, 'CPU threads of the network; 0 leaves the choice to the runtime', low=0, high=256)
+    threads: int = setting(
+        0,
+        'CPU threads of the network, shared by the frames that are inspected at once; 0: one per core',
+        low=0,
+        high=256,
+    )
     mask_threshold: float = setting(0.5, 'probability from which a pixel belongs to an airhole', low=0.05, high=0.95)
     confidence_threshold: float = setting(0.7, 'mean probability from which a blob is reported', low=0.0, high=1.0)
     confirmed_threshold: float = setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ class Inspection:
 
 
 class Inspector:
-    """Registers the points with the picture, segments it, finds each airhole's points, measures it."""
+    """Registers the points with the picture, segments it, finds each airhole's points, measures it.
+
+    parallel: frames that are worked on at once; more than these wait for their turn.
+    """
 
     def __init__(self, config: InspectorConfig, segmenter: Segmenter | None = None) -> None:
         self._config = config
@@ -54,6 +58,8 @@ class Inspector:
         self._calibration = NOT_CHECKED
         self._check = ExtrinsicCheck(lambda: self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
+        self.parallel = self._segmenter.parallel
+        self._threads = ThreadPoolExecutor(self.parallel, thread_name_prefix='inspection')
         if config.registration.mode != 'tf' or config.registration.check_period_s > 0.0:
             # Before the first frame: scipy raises what it finds in a torch that another thread is importing.
             assert self._registrar
@@ -79,9 +85,29 @@ class Inspector:
 
     def inspect(self, frame: Frame) -> Inspection:
         """The airholes of `frame`; without points or without a transform they carry the reason instead of a size."""
+        return self.begin(frame).result()
+
+    def begin(self, frame: Frame) -> Future[Inspection]:
+        """The same while the caller goes on. One thread begins all frames, in the order of their stamps.
+
+        What a frame says about the extrinsic depends on those before it, so it is registered here and now; the rest of
+        its work stands alone.
+        """
         started = time.perf_counter()
-        T_camera_lidar, reason, extrinsic = self._register(frame)
-        registered_at = time.perf_counter()
+        registered = self._register(frame)
+        return self._threads.submit(self._inspect, frame, *registered, self._calibration, time.perf_counter() - started)
+
+    def _inspect(
+        self,
+        frame: Frame,
+        T_camera_lidar: SE3 | None,
+        reason: str,
+        extrinsic: ExtrinsicStd | None,
+        calibration: CalibrationCheck,
+        match_s: float,
+    ) -> Inspection:
+        """The work of a thread."""
+        started = time.perf_counter()
         projected, unknown = _project(frame, T_camera_lidar, reason)
         projected_at = time.perf_counter()
         masks = self._segmenter.segment(frame.image, projected)
@@ -96,12 +122,12 @@ class Inspector:
         )
         measured_at = time.perf_counter()
         timings_s = {
-            'match': registered_at - started,
-            'project': projected_at - registered_at,
+            'match': match_s,
+            'project': projected_at - started,
             'network': segmented_at - projected_at,
             'measure': measured_at - segmented_at,
         }
-        return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, self._calibration)
+        return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, calibration)
 
     def _register(self, frame: Frame) -> tuple[SE3 | None, str, ExtrinsicStd | None]:
         """T_camera_lidar to take the points through, or None and why; and how good it is where the data tell.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cmml_ros.bag.reader import TRANSFORM_TYPE, BagMessage, BagReader, SensorTop
 from cmml_ros.config import SyncConfig
 from cmml_ros.errors import BagError, CmmlError
 from cmml_ros.frame import Frame
-from cmml_ros.inspector import Inspector
+from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.report.overlay import draw_overlay
@@ -100,6 +101,7 @@ class _Run:
         self._sync = sync
         self._inspector = inspector
         self._on_image = on_image
+        self._begun: deque[tuple[Frame, Future[Inspection]]] = deque()
         topics = split.topics
         self._assembler = Assembler(sync, topics.image, topics.camera_info, topics.points or 'points')
         self._own_stamps: set[int] | None = None if split.start_ns is None and split.stop_ns is None else set()
@@ -120,11 +122,13 @@ class _Run:
                     after = assembler.counts.copy()
                 self._feed(message, inside and after is None)
                 for frame in assembler.take():
-                    self._inspect(frame)
+                    self._begin(frame)
         except BagError as error:
             result.fault = str(error)
         for frame in assembler.flush():
-            self._inspect(frame)
+            self._begin(frame)
+        while self._begun:
+            self._finish_first()
         if result.frames:
             result.frames[-1] = replace(result.frames[-1], calibration=self._inspector.finish())
         if after is None or split.stop_ns is None:
@@ -188,11 +192,17 @@ class _Run:
         while self._assembler.errors:
             self._errors.add(str(self._assembler.errors.popleft()))
 
-    def _inspect(self, frame: Frame) -> None:
+    def _begin(self, frame: Frame) -> None:
         if self._own_stamps is not None and frame.stamp_ns not in self._own_stamps:
             return
+        self._begun.append((frame, self._inspector.begin(frame)))
+        while len(self._begun) >= self._inspector.parallel:  # this thread, which reads on, is one of them
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        frame, inspected = self._begun.popleft()
         try:
-            inspection = self._inspector.inspect(frame)
+            inspection = inspected.result()
         except CmmlError as error:
             self._errors.add(str(error))
             return

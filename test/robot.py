@@ -55,6 +55,7 @@ TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is wel
 class ThresholdSegmenter:
     model_id = 'threshold'
     device = 'cpu'
+    parallel = 2
     network = None
 
     def __init__(self, *_: object) -> None:

@@ -52,6 +52,7 @@ DEPTH_M = 0.004
 
 class ThresholdSegmenter:
     model_id = 'threshold'
+    parallel = 2
     network = None
 
     def __init__(self, *_: object) -> None:

@@ -1,6 +1,6 @@
 """The pipeline on simulated walls, with the weights that are shipped."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,18 @@ def pair(scenario: Scenario, frame: Frame, defects: tuple[Defect, ...], min_diam
         if inner and hole.equivalent_diameter_m >= min_diameter_m:
             pairs.append((hole, find(defects, pixels.mean(axis=0))))
     return pairs
+
+
+def test_frames_in_work_at_once_say_what_each_alone_does(inspector: Inspector):
+    scenario = Scenario(sensor_name='depth_camera', seed=11)
+    frames = [make_frame(scenario, index) for index in range(3)]
+    alone = [inspector.inspect(frame) for frame in frames]
+    together = [begun.result() for begun in [inspector.begin(frame) for frame in frames]]
+    for one, other in zip(alone, together, strict=True):
+        assert other.frame is one.frame
+        np.testing.assert_equal(
+            [astuple(d.measurement) for d in other.defects], [astuple(d.measurement) for d in one.defects]
+        )
 
 
 def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):

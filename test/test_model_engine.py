@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,21 @@ def test_the_same_picture_gives_the_same_bytes(network: MultitaskNetwork):
     np.testing.assert_array_equal(one, other)
 
 
+def test_threads_that_ask_at_once_get_what_one_alone_would(network: MultitaskNetwork):
+    inputs = [make_inputs(height, 96) for height in (64, 80, 64, 80, 64, 80)]
+    alone = [OpenVinoEngine(lambda: network, 1)(*one) for one in inputs]
+    engine = OpenVinoEngine(lambda: network, 2, parallel=2)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            for one, other in zip(alone, threads.map(lambda each: engine(*each), inputs), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 def test_only_a_few_sizes_stay_compiled(network: MultitaskNetwork):
     engine = OpenVinoEngine(lambda: network, 1)
     for width in range(16, 16 * 8, 16):
         engine(*make_inputs(16, width))
-    assert len(engine._compiled) == 6
+    assert len(engine._idle) == 6
 
 
 def test_an_exported_network_gives_the_same_in_another_runtime(network: MultitaskNetwork, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import math
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from robot import (
     WIDTH,
     Robot,
     StartNode,
+    ThresholdSegmenter,
     know_airholes,
     make_cloud,
     make_edge,
@@ -106,6 +108,52 @@ def test_markers_are_deleted_when_the_airhole_is_gone(robot: Robot) -> None:
         ('camera/rim', 0, Marker.DELETE),
         ('camera/label', 0, Marker.DELETE),
     ]
+
+
+def test_frames_in_work_at_once_come_out_in_order(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun = threading.Event(), []
+    segment = ThresholdSegmenter.segment
+
+    def wait_with_the_first(segmenter: ThresholdSegmenter, *inputs: object) -> object:
+        begun.append(inputs)
+        if len(begun) == 1:
+            go_on.wait(TIMEOUT_S)
+        return segment(segmenter, *inputs)
+
+    monkeypatch.setattr(ThresholdSegmenter, 'segment', wait_with_the_first)
+    robot.mount()
+    stamps = [START_NS, START_NS + 10**8]
+    for at_ns in stamps:
+        robot.send(at_ns, map_x_m=0.0)
+        robot.await_true(lambda: len(begun) == 1 + stamps.index(at_ns), 'frame in work')  # noqa: B023
+    time.sleep(0.2)
+    assert not robot.received['defects']  # the second is done, and waits
+    go_on.set()
+    assert [stamp_ns(message) for message in robot.await_messages('defects', 2)] == stamps
+    robot.await_map([2])
+
+
+def test_a_frame_that_fails_costs_itself_only(
+    robot: Robot, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    segment, begun = ThresholdSegmenter.segment, []
+
+    def fail_first(segmenter: ThresholdSegmenter, *inputs: object) -> object:
+        begun.append(inputs)
+        if len(begun) == 1:
+            raise ValueError('no such thing')
+        return segment(segmenter, *inputs)
+
+    monkeypatch.setattr(ThresholdSegmenter, 'segment', fail_first)
+    robot.mount()
+    robot.send(START_NS, map_x_m=0.0)
+    robot.await_true(lambda: len(begun) == 1, 'frame in work')
+    robot.send(START_NS + 10**8, map_x_m=0.0)
+    robot.await_result(START_NS + 10**8)
+    robot.await_true(
+        lambda: robot.values('pipeline').get('inspection failed: ValueError') == '1', 'failure in diagnostics'
+    )
+    assert 'ValueError: no such thing' in capfd.readouterr().err
 
 
 def test_reset_clears_map_and_markers(robot: Robot) -> None:

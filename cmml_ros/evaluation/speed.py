@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +21,11 @@ from cmml_ros.bag.reader import BagMessage, BagReader, SensorTopics
 from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import BagError, CmmlError
 from cmml_ros.frame import Frame
-from cmml_ros.inspector import Inspector
+from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.stream.assembler import Assembler
 
-# In the order of the pipeline; what `Inspection.timings_s` adds comes between them.
-_BEFORE, _AFTER = ('read', 'synchronize', 'convert'), ('map',)
+_BEFORE = ('read', 'synchronize', 'convert')
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,23 @@ class Speed:
     """Times of one recording.
 
     stages_s: (frames,) wall time of each frame in each stage, in the order of the pipeline. frames_s: (frames,) the
-    same from message to map entry, without reading the bag; frames_cpu_s: (frames,) the CPU time of it, all threads.
+    same from message to map entry, without reading the bag. elapsed_s, cpu_s: wall time, and CPU time of all threads,
+    of all frames together, reading included: frames that are in work at once share the one and not the other.
     recorded_s: between the first and the last image, plus one period. peak_memory_bytes: of this process so far.
     """
 
     model_id: str
     stages_s: dict[str, NDArray[np.float64]]
     frames_s: NDArray[np.float64]
-    frames_cpu_s: NDArray[np.float64]
+    elapsed_s: float
+    cpu_s: float
     recorded_s: float
     peak_memory_bytes: int
 
     @property
     def frames_per_s(self) -> float:
-        """Frames a second, from the median."""
-        return 1.0 / float(np.median(self.frames_s))
+        """Frames a second, reading included."""
+        return len(self.frames_s) / self.elapsed_s
 
     @property
     def tail_ratio(self) -> float:
@@ -56,7 +59,7 @@ class Speed:
     @property
     def real_time_ratio(self) -> float:
         """How many times as fast as it was recorded the bag is gone through, reading included."""
-        return self.recorded_s / float(self.frames_s.sum() + self.stages_s['read'].sum())
+        return self.recorded_s / self.elapsed_s
 
     @property
     def share_outside_network(self) -> float:
@@ -73,7 +76,7 @@ class Speed:
                 for name, times in self.stages_s.items()
             },
             'frame_s': {'median': float(np.median(self.frames_s)), 'p99': float(np.percentile(self.frames_s, 99))},
-            'frame_cpu_s': float(np.median(self.frames_cpu_s)),
+            'frame_cpu_s': self.cpu_s / len(self.frames_s),
             'frames_per_s': self.frames_per_s,
             'tail_ratio': self.tail_ratio,
             'real_time_ratio': self.real_time_ratio,
@@ -92,7 +95,7 @@ class Speed:
             )
         p99 = _format_ms(np.percentile(self.frames_s, 99))
         lines.append(
-            f'| whole frame | {_format_ms(median_s)} | {p99} | CPU {_format_ms(np.median(self.frames_cpu_s))} |'
+            f'| whole frame | {_format_ms(median_s)} | {p99} | CPU {_format_ms(self.cpu_s / len(self.frames_s))} |'
         )
         lines += [
             '',
@@ -111,8 +114,7 @@ def measure_speed(bag: Path, config: InspectorConfig, repeats: int = 1) -> Speed
     with BagReader(bag) as reader:
         topics = reader.find_sensor_topics()
         image_count = reader.count([topics.image])
-    inspector = Inspector(config)
-    run = _Run(config, topics, inspector)
+    run = _Run(config, topics, Inspector(config))
     with tqdm(total=image_count * repeats, unit='frame', disable=None, dynamic_ncols=True) as progress:
         for _ in range(repeats):
             run.start()
@@ -128,10 +130,11 @@ def measure_speed(bag: Path, config: InspectorConfig, repeats: int = 1) -> Speed
     span_s = (stamps_ns[-1] - stamps_ns[0]) * 1e-9
     recorded_s = span_s * len(stamps_ns) / max(len(stamps_ns) - 1, 1) * repeats
     return Speed(
-        model_id=inspector.model_id,
+        model_id=run.model_id,
         stages_s={name: np.array(times) for name, times in run.stages_s.items()},
         frames_s=np.array(run.frames_s),
-        frames_cpu_s=np.array(run.frames_cpu_s),
+        elapsed_s=time.perf_counter() - run.started_s,
+        cpu_s=time.process_time() - run.started_cpu_s,
         recorded_s=recorded_s,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -144,12 +147,12 @@ class _Run:
         self._config = config
         self._topics = topics
         self._inspector = inspector
-        self._warm = False
+        self._begun: deque[tuple[dict[str, float], Future[Inspection]]] = deque()
         self._pending_s: defaultdict[str, float] = defaultdict(float)
-        self._cpu_s = 0.0
+        self.model_id = inspector.model_id
+        self.started_s = self.started_cpu_s = math.nan  # of the second frame, when all is compiled and in memory
         self.stages_s: dict[str, list[float]] = {}
         self.frames_s: list[float] = []
-        self.frames_cpu_s: list[float] = []
         self.stamps_ns: set[int] = set()
 
     def start(self) -> None:
@@ -168,19 +171,19 @@ class _Run:
 
     def feed(self, message: BagMessage) -> None:
         """One message, and the frames that it completes."""
-        started_s = time.process_time()
         with self._timed('synchronize'), suppress(CmmlError):  # one message is lost, as in the pipeline
             self._add(message)
         with self._timed('convert'):
             frames = self._assembler.take()
-        self._cpu_s += time.process_time() - started_s
         for frame in frames:
-            self._inspect(frame)
+            self._begin(frame)
 
     def finish(self) -> None:
         """The frames that still wait."""
         for frame in self._assembler.flush():
-            self._inspect(frame)
+            self._begin(frame)
+        while self._begun:
+            self._finish_first()
 
     def _add(self, message: BagMessage) -> None:
         if message.topic == self._topics.image:
@@ -192,24 +195,30 @@ class _Run:
         else:
             self._assembler.add_transforms(message.message, static=message.topic.endswith('tf_static'))
 
-    def _inspect(self, frame: Frame) -> None:
-        if not self._warm:
+    def _begin(self, frame: Frame) -> None:
+        if math.isnan(self.started_s):
             self._inspector.inspect(frame)
-            self._warm = True
-        started_s = time.process_time()
-        inspection = self._inspector.inspect(frame)
-        for stage, seconds in inspection.timings_s.items():
-            self._pending_s[stage] += seconds
-        with self._timed('map'):
-            self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+            self.started_s, self.started_cpu_s = time.perf_counter(), time.process_time()
         self.stamps_ns.add(frame.stamp_ns)
-        order = (*_BEFORE, *inspection.timings_s, *_AFTER)
-        for stage in order:
-            self.stages_s.setdefault(stage, []).append(self._pending_s[stage])
-        self.frames_s.append(sum(self._pending_s[stage] for stage in order if stage != 'read'))
-        self.frames_cpu_s.append(self._cpu_s + time.process_time() - started_s)
+        self._begun.append((dict(self._pending_s), self._inspector.begin(frame)))
         self._pending_s.clear()
-        self._cpu_s = 0.0
+        while len(self._begun) >= self._inspector.parallel:  # as offline: this thread is one of them
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        before_s, inspected = self._begun.popleft()
+        inspection = inspected.result()
+        frame = inspection.frame
+        started_s = time.perf_counter()
+        self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
+        stages_s = {
+            **{stage: before_s.get(stage, 0.0) for stage in _BEFORE},
+            **inspection.timings_s,
+            'map': time.perf_counter() - started_s,
+        }
+        for stage, seconds in stages_s.items():
+            self.stages_s.setdefault(stage, []).append(seconds)
+        self.frames_s.append(sum(seconds for stage, seconds in stages_s.items() if stage != 'read'))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +22,7 @@ _MAX_COMPILED = 6
 
 
 class Engine(Protocol):
-    """The network, ready to run on one picture after the other."""
+    """The network, ready to run; several threads may ask at once."""
 
     def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (2, H, W) of "inside the rim" and "on the rim".
@@ -33,43 +35,59 @@ class OpenVinoEngine:
     """Engine on the CPU, compiled once per size of the picture.
 
     load: gives the network, in evaluation mode, when it was not made ready before. threads: 0 for one per core.
+    parallel: pictures that are worked on at once, each by its share of the threads; more callers wait.
     precision: int8 or float32; what is not in integers is in float32, also on processors that could do bfloat16:
     results stay the same to 1e-5 wherever they are computed. model_id: under which what takes long is kept for the next
     start, in the user's cache folder; empty: it is not kept.
     """
 
     def __init__(
-        self, load: Callable[[], MultitaskNetwork], threads: int, model_id: str = '', precision: str = 'float32'
+        self,
+        load: Callable[[], MultitaskNetwork],
+        threads: int,
+        model_id: str = '',
+        precision: str = 'float32',
+        parallel: int = 1,
     ) -> None:
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
         self._model = self._core.read_model(make_onnx_once(load, model_id, precision, cache))
         self._properties = {
             'INFERENCE_PRECISION_HINT': 'f32',
-            'PERFORMANCE_HINT': 'LATENCY',
+            'NUM_STREAMS': parallel,
             'INFERENCE_NUM_THREADS': threads,
             # Drivers and other nodes need these cores too.
             'ENABLE_CPU_PINNING': False,
         }
         if cache is not None:
             self._properties['CACHE_DIR'] = str(cache)
-        self._compiled: dict[tuple[int, ...], openvino.InferRequest] = {}
+        self._parallel = parallel
+        self._idle: dict[tuple[int, ...], queue.SimpleQueue[openvino.InferRequest]] = {}  # by the shape of the picture
+        self._lock = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """See Engine."""
-        request = self._compiled.get(image.shape)
-        if request is None:
-            request = self._compile(image.shape, range_maps.shape)
-        # Inputs are used where they lie; outputs are copied, since the next call overwrites them.
-        results = request.infer({IMAGE: image[None], RANGE_MAPS: range_maps[None]}, share_inputs=True)
+        with self._lock:
+            idle = self._idle.get(image.shape) or self._compile(image.shape, range_maps.shape)
+        request = idle.get()
+        try:
+            # Inputs are used where they lie; outputs are copied, since the next call overwrites them.
+            results = request.infer({IMAGE: image[None], RANGE_MAPS: range_maps[None]}, share_inputs=True)
+        finally:
+            idle.put(request)
         probabilities: NDArray[np.float32] = results[0][0]
         return probabilities
 
-    def _compile(self, image_shape: tuple[int, ...], maps_shape: tuple[int, ...]) -> openvino.InferRequest:
+    def _compile(
+        self, image_shape: tuple[int, ...], maps_shape: tuple[int, ...]
+    ) -> queue.SimpleQueue[openvino.InferRequest]:
         model = self._model.clone()
         model.reshape({IMAGE: [1, *image_shape], RANGE_MAPS: [1, *maps_shape]})
-        request = self._core.compile_model(model, 'CPU', self._properties).create_infer_request()
-        while len(self._compiled) >= _MAX_COMPILED:
-            del self._compiled[next(iter(self._compiled))]
-        self._compiled[image_shape] = request
-        return request
+        compiled = self._core.compile_model(model, 'CPU', self._properties)
+        idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for _ in range(self._parallel):
+            idle.put(compiled.create_infer_request())
+        while len(self._idle) >= _MAX_COMPILED:
+            del self._idle[next(iter(self._idle))]
+        self._idle[image_shape] = idle
+        return idle

@@ -92,7 +92,7 @@ def make_pipeline_status(
         values['model'] = latest.model_id
         values['sync_offset_s'] = f'{latest.frame.sync_offset_s:.4f}'
         values['result_age_s'] = f'{run.latest_age_s:.3f}'
-        values.update({f'{stage}_time_s': f'{time_s:.3f}' for stage, time_s in run.latest_timings_s.items()})
+        values.update({f'{stage}_time_s': f'{time_s:.4f}' for stage, time_s in run.latest_timings_s.items()})
     return make_status('pipeline', OK if problem is None else WARN, problem or 'inspecting', values)
 
 

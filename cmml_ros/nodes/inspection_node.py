@@ -108,7 +108,7 @@ class InspectionNode(ManagedNode):
         self.get_logger().info(f'{self._inspector.model_id} listens to {", ".join(self._topics.values())}')
 
     def deactivate(self) -> None:
-        """Listen no more, let the frame in work finish."""
+        """Listen no more, let the frames in work finish."""
         while self._timers:
             self.destroy_timer(self._timers.pop())
         if self._inputs is not None:

@@ -1,4 +1,4 @@
-"""The thread that inspects: the newest frame, its place in the map, its publication."""
+"""The thread that has frames inspected: the newest ones, their place in the map, their publication."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from cmml_ros.errors import CmmlError
-from cmml_ros.frame import Frame
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.nodes.complaints import Complaints
@@ -51,6 +52,7 @@ class InspectionWorker:
         self._complaints = complaints
         self._on_result = on_result
         self._latest_stamp_ns = 0
+        self._begun: deque[tuple[Future[Inspection], float]] = deque()  # in work, and how long conversion took
         self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name='inspector', daemon=True)
         self._thread.start()
@@ -65,41 +67,68 @@ class InspectionWorker:
         self._wake.set()
 
     def stop(self) -> None:
-        """Let the frame in work finish."""
+        """Let the frames in work finish."""
         self._stop.set()
         self._wake.set()
         self._thread.join(_STOP_TIMEOUT_S)
         if self._thread.is_alive():
-            self._log.warning(f'the frame in work is given up: it took more than {_STOP_TIMEOUT_S:.0f} s')
+            self._log.warning(f'the frames in work are given up: they took more than {_STOP_TIMEOUT_S:.0f} s')
 
     def _work(self) -> None:
         while not self._stop.is_set():
             self._wake.wait(_MAP_PERIOD_S)
             self._wake.clear()
-            try:
-                if self._reset.is_set():
-                    self._reset.clear()
-                    self._clear_map()
-                started_s = time.perf_counter()
-                for frame in self._assembler.take(newest_only=True):
-                    self._inspect(frame, time.perf_counter() - started_s)
-                while self._assembler.errors:
-                    self._complaints.add(self._assembler.errors.popleft())
-                if time.monotonic() >= self._map_due_s:
-                    self._publish_map()
-            except Exception as error:  # one frame is lost, never the node
-                if self._stop.is_set():
-                    return  # the publishers are gone
-                what = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
-                self._log.error(f'one frame lost: {what}', throttle_duration_sec=1.0)
-                self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
+            self._guard(self._turn)
+        while self._begun:
+            self._guard(self._finish_first)
 
-    def _inspect(self, frame: Frame, convert_s: float) -> None:
+    def _guard(self, step: Callable[[], None]) -> None:
+        """One frame is lost, never the node."""
+        try:
+            step()
+        except Exception as error:
+            if self._stop.is_set():
+                return  # the publishers may be gone
+            what = str(error) if isinstance(error, CmmlError) else traceback.format_exc()
+            self._log.error(f'one frame lost: {what}', throttle_duration_sec=1.0)
+            self._assembler.drop(1, f'inspection failed: {type(error).__name__}')
+            self._wake.set()  # for the frames beside it
+
+    def _turn(self) -> None:
+        while self._begun and self._begun[0][0].done():
+            self._finish_first()
+        if self._reset.is_set():
+            if self._begun:
+                return  # they wake this thread again
+            self._reset.clear()
+            self._clear_map()
+        self._begin_newest()
+        while self._assembler.errors:
+            self._complaints.add(self._assembler.errors.popleft())
+        if time.monotonic() >= self._map_due_s:
+            self._publish_map()
+
+    def _begin_newest(self) -> None:
+        """Give the inspector what it has room for: what waits for room would grow old."""
+        while len(self._begun) < self._inspector.parallel:
+            started_s = time.perf_counter()
+            frames = self._assembler.take(newest_only=True)
+            convert_s = time.perf_counter() - started_s
+            for frame in frames:
+                inspected = self._inspector.begin(frame)
+                self._begun.append((inspected, convert_s))
+                inspected.add_done_callback(lambda _: self._wake.set())
+            if not frames:
+                break
+
+    def _finish_first(self) -> None:
+        inspected, convert_s = self._begun.popleft()
+        inspection = inspected.result()
+        frame = inspection.frame
+        finished_at = time.perf_counter()
         if frame.stamp_ns < self._latest_stamp_ns:
             self._clear_map()  # time jumped back: another run begins
         self._latest_stamp_ns = frame.stamp_ns
-        inspection = self._inspector.inspect(frame)
-        inspected_at = time.perf_counter()
         if frame.T_map_camera is None:
             ids = map_ids = list(range(len(inspection.defects)))
         else:
@@ -113,7 +142,7 @@ class InspectionWorker:
         mapped_at = time.perf_counter()
         self._outputs.publish(inspection, ids, map_ids)
         published_at = time.perf_counter()
-        ends = {'map': mapped_at - inspected_at, 'publish': published_at - mapped_at}
+        ends = {'map': mapped_at - finished_at, 'publish': published_at - mapped_at}
         self._on_result(inspection, {'convert': convert_s, **inspection.timings_s, **ends})
 
     def _publish_map(self) -> None:
