@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
-from cmml_ros.msg import CalibrationCheck
+from cmml_ros.msg import CalibrationCheck, Defect
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from robot import (
@@ -154,6 +154,27 @@ def test_a_frame_that_fails_costs_itself_only(
         lambda: robot.values('pipeline').get('inspection failed: ValueError') == '1', 'failure in diagnostics'
     )
     assert 'ValueError: no such thing' in capfd.readouterr().err
+
+
+def test_an_airhole_without_points_is_told_and_not_kept(robot: Robot) -> None:
+    """Nothing tells whether the next frame shows the same one, so a map of them would grow with every frame."""
+    robot.mount()
+    for index in range(3):
+        at_ns = START_NS + index * 10**8
+        cloud = make_cloud(at_ns)
+        rows = np.frombuffer(cloud.data, '<f4').reshape(-1, 3)
+        stripe = rows[rows[:, 0] > 0.05]
+        cloud.width, cloud.row_step, cloud.data = len(stripe), stripe.nbytes, array.array('B', stripe.tobytes())
+        robot.tf.publish(make_edge(at_ns, 'map', 'camera', 0.0))
+        robot.info.publish(make_info(at_ns))
+        robot.points.publish(cloud)
+        robot.image.publish(make_image(make_picture(), make_header(at_ns, 'camera')))
+        (defect,) = robot.await_result(at_ns).defects
+        assert (defect.id, defect.area_status) == (0, Defect.NO_POINTS)
+    assert not robot.node._worker.snapshot.entries
+    # Seen with points it has its place, and the first number.
+    robot.send(START_NS + 10**9, map_x_m=0.0)
+    assert [one.id for one in robot.await_result(START_NS + 10**9).defects] == [1]
 
 
 def test_reset_clears_map_and_markers(robot: Robot) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cmml_ros.errors import CmmlError
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
@@ -133,9 +135,17 @@ class InspectionWorker:
             ids = map_ids = list(range(len(inspection.defects)))
         else:
             make_closeup = CloseupMaker(frame, inspection.T_camera_lidar).make
-            ids = self._map.add(
-                inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
+            # Without a position it would be another airhole in each frame, and a day of them fill the memory.
+            placed = [
+                number for number, one in enumerate(inspection.defects) if np.isfinite(one.measurement.position).all()
+            ]
+            defects = [inspection.defects[number] for number in placed]
+            numbers = self._map.add(
+                defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
             )
+            ids = [0] * len(inspection.defects)
+            for number, defect_id in zip(placed, numbers, strict=True):
+                ids[number] = defect_id
             self.snapshot = self._map.snapshot()
             map_ids = [entry.defect_id for entry in self.snapshot.entries]
             self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
