@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +76,31 @@ def test_threads_that_ask_at_once_get_what_one_alone_would(network: MultitaskNet
         for _ in range(5):
             for one, other in zip(alone, threads.map(lambda each: engine(*each), inputs), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+# Without the interpreter ever changing threads for long the first uses of the bindings fall together.
+FIRST_USES = """
+import os, sys, threading
+import openvino, torch
+from cmml_ros.model.engine import OpenVinoEngine
+from cmml_ros.model.network import MultitaskNetwork
+OpenVinoEngine(lambda: MultitaskNetwork('small').eval(), 1)
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(8)
+def use():
+    barrier.wait()
+    openvino.Type.f32.to_dtype()
+threads = [threading.Thread(target=use, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+os._exit(0)
+"""
+
+
+def test_threads_that_are_first_together_do_not_lock_each_other_out():
+    subprocess.run([sys.executable, '-c', FIRST_USES], check=True, timeout=120.0)
 
 
 def test_only_a_few_sizes_stay_compiled(network: MultitaskNetwork):
