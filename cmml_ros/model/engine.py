@@ -49,8 +49,8 @@ class OpenVinoEngine:
         precision: str = 'float32',
         parallel: int = 1,
     ) -> None:
-        # What its bindings prepare at the first use of numpy locks out two threads that are first together: one holds the
-        # interpreter and waits for the preparation, which waits for the interpreter.
+        # What its bindings prepare at the first use of numpy locks out two threads that are first together: one holds
+        # the interpreter and waits for the preparation, which waits for the interpreter.
         openvino.Tensor(np.zeros(1, np.float32)).element_type.to_dtype()
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
