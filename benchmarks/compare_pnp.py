@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=5100)
     options = parser.parse_args()
     config = InspectorConfig()
-    registrar = Registrar(Segmenter(config.detection).network, config.registration)
+    registrar = Registrar(Segmenter(config.detection).matcher, config.registration)
     print('| matches of | wrong ones added | solver | median point error | largest | median CPU time |')
     print('|---' * 6 + '|')
     for sensor in ('depth_camera', 'tof_lidar'):

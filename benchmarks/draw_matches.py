@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=5)
     options = parser.parse_args()
     config = InspectorConfig()
-    registrar = Registrar(Segmenter(config.detection).network, config.registration)
+    registrar = Registrar(Segmenter(config.detection).matcher, config.registration)
     scenario = Scenario(sensor_name=options.sensor, seed=options.seed)
     frame = scenario.frame(20)
     image, cloud, camera = frame.rendering.image, frame.cloud, scenario.camera

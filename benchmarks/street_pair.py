@@ -50,7 +50,7 @@ def main() -> None:
     _, seen = camera.project(T_given.apply(rows[:, :3]))
     cloud = Cloud(rows[:, :3], rows[:, 3].astype(np.float32))
 
-    registrar = Registrar(Segmenter(DetectionConfig(model=options.model)).network, RegistrationConfig())
+    registrar = Registrar(Segmenter(DetectionConfig(model=options.model)).matcher, RegistrationConfig())
     rng = np.random.default_rng(1)
     closer = 0
     print(f'{int(seen.sum())} of {len(rows)} points in the picture')

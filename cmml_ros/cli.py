@@ -292,11 +292,12 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         'export',
         help='the network for other runtimes',
-        description='Write the segmentation network as ONNX. Inputs: image (1, H, W, 3) uint8 BGR, H and W multiples '
+        description='Write the network as ONNX. FILE segments. Inputs: image (1, H, W, 3) uint8 BGR, H and W multiples '
         'of 16, and range_maps (1, 3, H / 2, W / 2) float32, zeros when unknown. Output: probabilities (1, 2, H, W) '
-        'of "inside the rim of an airhole" and "on such a rim".',
+        'of "inside the rim of an airhole" and "on such a rim". Beside it NAME-encoding.onnx and NAME-description.onnx '
+        'match pixels to points: docs/network.md tells how.',
     )
-    parser.add_argument('out', type=Path, metavar='FILE', help='file to write')
+    parser.add_argument('out', type=Path, metavar='FILE', help='file to write, NAME.onnx')
     parser.add_argument(
         '--model', default='small', help='name of shipped weights or path of a .safetensors file (default: %(default)s)'
     )
@@ -307,8 +308,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _export(options: argparse.Namespace) -> None:
     from cmml_ros.model.export import export_onnx
 
-    export_onnx(options.model, options.out)
-    print(options.out)
+    print(*export_onnx(options.model, options.out), sep='\n')
 
 
 def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from cmml_ros.errors import PoseError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.transforms import SE3
-
-if TYPE_CHECKING:  # it brings torch, which takes seconds to import
-    from cmml_ros.model.registration import Registrar, Registration
+from cmml_ros.model.registration import Registrar, Registration
 
 # The frames go first; a quarter of a core is left for the check where they take everything.
 _NICENESS = 5
@@ -27,11 +23,10 @@ class ExtrinsicCheck:
     A check takes several times as long as a frame, so it runs in a thread of its own while the frames go on. Its result
     belongs to the first frame that is half a period later, live and offline alike, so that what comes out does not
     depend on the speed of the machine; what a recording ends before, `finish` tells.
-    load: gives the registrar when there is something to check.
     """
 
-    def __init__(self, load: Callable[[], Registrar], period_s: float) -> None:
-        self._load = load
+    def __init__(self, registrar: Registrar, period_s: float) -> None:
+        self._registrar = registrar
         self._period_s = period_s
         # One thread for all checks: the allocator keeps what a thread has freed for that thread, tens of megabytes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix='extrinsic check')
@@ -43,7 +38,7 @@ class ExtrinsicCheck:
         known = [] if 0.0 <= self._age_s(frame) < 0.5 * self._period_s else self.finish()
         if self._period_s > 0.0 and not 0.0 <= self._age_s(frame) < self._period_s:
             self._started_ns = frame.stamp_ns
-            self._running = frame, self._thread.submit(_check, self._load, frame, T_camera_lidar)
+            self._running = frame, self._thread.submit(_check, self._registrar, frame, T_camera_lidar)
         return known
 
     def finish(self) -> list[tuple[Frame, Registration | PoseError]]:
@@ -61,12 +56,12 @@ class ExtrinsicCheck:
         return math.inf if self._started_ns is None else (frame.stamp_ns - self._started_ns) * 1e-9
 
 
-def _check(load: Callable[[], Registrar], frame: Frame, T_camera_lidar: SE3) -> Registration | PoseError:
+def _check(registrar: Registrar, frame: Frame, T_camera_lidar: SE3) -> Registration | PoseError:
     """The work of the thread."""
     with suppress(AttributeError, OSError):  # where threads have priorities of their own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     assert frame.cloud is not None
     try:
-        return load().refine(frame.image, frame.camera, frame.cloud, T_camera_lidar)
+        return registrar.refine(frame.image, frame.camera, frame.cloud, T_camera_lidar)
     except PoseError as error:
         return PoseError(str(error))  # the one raised holds its frames, and all that they worked on

@@ -6,8 +6,6 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,10 +21,8 @@ from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.range_features import range_features
+from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
-
-if TYPE_CHECKING:  # it brings torch, which takes seconds to import
-    from cmml_ros.model.registration import Registrar, Registration
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,11 @@ class Inspector:
         self._segmenter = segmenter or _load_segmenter(config)
         self._monitor = CalibrationMonitor(config.registration)
         self._calibration = NOT_CHECKED
-        self._check = ExtrinsicCheck(lambda: self._registrar, config.registration.check_period_s)
+        self._registrar = Registrar(self._segmenter.matcher, config.registration)
+        self._check = ExtrinsicCheck(self._registrar, config.registration.check_period_s)
         self.model_id = self._segmenter.model_id
         self.parallel = self._segmenter.parallel
         self._threads = ThreadPoolExecutor(self.parallel, thread_name_prefix='inspection')
-        if config.registration.mode != 'tf' or config.registration.check_period_s > 0.0:
-            # Before the first frame: scipy raises what it finds in a torch that another thread is importing.
-            assert self._registrar
 
     def restarted(self) -> Inspector:
         """One that has seen no frame yet, with the network of this one."""
@@ -72,10 +66,6 @@ class Inspector:
     def device(self) -> str:
         """Where the network runs: cpu or cuda."""
         return self._segmenter.device
-
-    @cached_property
-    def _registrar(self) -> Registrar:
-        return load_registrar(self._segmenter, self._config)
 
     def finish(self) -> CalibrationCheck:
         """What is known about the extrinsic after the last frame, checks that were under way included."""
@@ -195,13 +185,6 @@ def _prepare() -> None:
     """What is compiled for measurement and range is in memory afterwards."""
     prepare()
     range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
-
-
-def load_registrar(segmenter: Segmenter, config: InspectorConfig) -> Registrar:
-    """What matches the points with the picture, by the network of `segmenter`."""
-    from cmml_ros.model.registration import Registrar
-
-    return Registrar(segmenter.network, config.registration)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

@@ -56,7 +56,7 @@ class ThresholdSegmenter:
     model_id = 'threshold'
     device = 'cpu'
     parallel = 2
-    network = None
+    matcher = None
 
     def __init__(self, *_: object) -> None:
         pass
@@ -82,7 +82,7 @@ class BarePlaneRegistrar:
 def know_airholes(setattr_: Callable[[object, str, object], None] = setattr) -> None:
     """A threshold in place of the network."""
     setattr_(cmml_ros.inspector, 'Segmenter', ThresholdSegmenter)
-    setattr_(cmml_ros.inspector, 'load_registrar', BarePlaneRegistrar)
+    setattr_(cmml_ros.inspector, 'Registrar', BarePlaneRegistrar)
 
 
 def stamp_ns(message: Any) -> int:

@@ -53,7 +53,7 @@ DEPTH_M = 0.004
 class ThresholdSegmenter:
     model_id = 'threshold'
     parallel = 2
-    network = None
+    matcher = None
 
     def __init__(self, *_: object) -> None:
         pass
@@ -81,7 +81,7 @@ class NoRegistrar:
 @pytest.fixture(autouse=True)
 def known_segmenter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('cmml_ros.inspector.Segmenter', ThresholdSegmenter)
-    monkeypatch.setattr('cmml_ros.inspector.load_registrar', NoRegistrar)
+    monkeypatch.setattr('cmml_ros.inspector.Registrar', NoRegistrar)
 
 
 @dataclasses.dataclass

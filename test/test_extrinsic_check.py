@@ -49,7 +49,7 @@ def run(check: ExtrinsicCheck, *seconds: float) -> dict[float, list[tuple[float,
 
 def test_a_result_belongs_to_the_frame_half_a_period_later_however_long_it_took() -> None:
     registrar = Registrar()
-    check = ExtrinsicCheck(lambda: registrar, period_s=20.0)
+    check = ExtrinsicCheck(registrar, period_s=20.0)
     registrar.may_end.clear()
     assert run(check, 100.0, 101.0, 109.9) == {100.0: [], 101.0: [], 109.9: []}  # frames go on beside it
     threading.Timer(0.2, registrar.may_end.set).start()
@@ -61,14 +61,14 @@ def test_a_result_belongs_to_the_frame_half_a_period_later_however_long_it_took(
 
 
 def test_after_a_jump_back_of_time_a_new_check_begins() -> None:
-    check = ExtrinsicCheck(Registrar, period_s=20.0)
+    check = ExtrinsicCheck(Registrar(), period_s=20.0)
     assert run(check, 100.0, 110.0, 120.0) == {100.0: [], 110.0: [(100.0, 'check 1')], 120.0: []}
-    assert run(check, 5.0, 10.0, 15.0) == {5.0: [(120.0, 'check 1')], 10.0: [], 15.0: [(5.0, 'check 1')]}
+    assert run(check, 5.0, 10.0, 15.0) == {5.0: [(120.0, 'check 2')], 10.0: [], 15.0: [(5.0, 'check 3')]}
 
 
 def test_what_is_under_way_at_the_end_is_waited_for() -> None:
     registrar = Registrar()
-    check = ExtrinsicCheck(lambda: registrar, period_s=20.0)
+    check = ExtrinsicCheck(registrar, period_s=20.0)
     assert check.finish() == []
     registrar.may_end.clear()
     run(check, 100.0)
@@ -79,16 +79,18 @@ def test_what_is_under_way_at_the_end_is_waited_for() -> None:
 
 
 def test_zero_is_never() -> None:
-    check = ExtrinsicCheck(lambda: pytest.fail('nothing is checked'), period_s=0.0)
+    registrar = Registrar()
+    check = ExtrinsicCheck(registrar, period_s=0.0)
     assert run(check, 1.0, 1000.0) == {1.0: [], 1000.0: []}
     assert check.finish() == []
+    assert registrar.begun == []
 
 
 def test_what_it_does_not_expect_is_raised_where_the_frame_is() -> None:
     registrar = Registrar()
     registrar.refine = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        run(ExtrinsicCheck(lambda: registrar, period_s=20.0), 1.0, 11.0)
+        run(ExtrinsicCheck(registrar, period_s=20.0), 1.0, 11.0)
 
 
 def test_what_a_failed_check_worked_on_is_freed_at_once() -> None:
@@ -106,7 +108,7 @@ def test_what_a_failed_check_worked_on_is_freed_at_once() -> None:
 
     gc.disable()
     try:
-        check = ExtrinsicCheck(Exploring, period_s=20.0)
+        check = ExtrinsicCheck(Exploring(), period_s=20.0)
         assert run(check, 100.0, 110.0, 120.0, 130.5) == {
             100.0: [],
             110.0: [(100.0, 'a bare plane')],
@@ -129,5 +131,5 @@ def test_all_checks_run_in_one_thread() -> None:
         refine()
 
     registrar.refine = note_thread
-    run(ExtrinsicCheck(lambda: registrar, period_s=20.0), 100.0, 120.0, 130.5, 140.0, 150.5)
+    run(ExtrinsicCheck(registrar, period_s=20.0), 100.0, 120.0, 130.5, 140.0, 150.5)
     assert len(idents) == 1

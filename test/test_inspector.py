@@ -12,7 +12,6 @@ from cmml_ros.frame import Frame
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.inspector import Inspector, is_reported
 from cmml_ros.measurement.defect import Defect, Measurement, Status
-from cmml_ros.model.registration import Registrar
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 
 # A blob this close to the image's place of a true airhole is that airhole.
@@ -109,9 +108,7 @@ def test_a_registration_that_is_worse_makes_volumes_less_certain(monkeypatch: py
     refining = Inspector(
         InspectorConfig(detection=DetectionConfig(device='cpu'), registration=RegistrationConfig(mode='refine'))
     )
-    registration = Registrar(refining._segmenter.network, RegistrationConfig()).refine(
-        frame.image, frame.camera, frame.cloud, scenario.extrinsic
-    )
+    registration = refining._registrar.refine(frame.image, frame.camera, frame.cloud, scenario.extrinsic)
     shares = []
     for point_std_m in (registration.point_std_m, 0.005):
         found = replace(registration, point_std_m=point_std_m)

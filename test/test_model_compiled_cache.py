@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 import torch
 
 from cmml_ros.config import DetectionConfig
+from cmml_ros.frame import Frame
 from cmml_ros.model import compiled_cache, export
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
 from cmml_ros.model.engine import OpenVinoEngine
+from cmml_ros.model.matcher import OpenVinoMatcher
 from cmml_ros.model.runtime import Segmenter
+from cmml_ros.simulation.scenario import Scenario
 
 
 @pytest.fixture
@@ -36,6 +40,21 @@ def test_a_second_start_makes_nothing_again_and_gives_the_same(cache: Path, monk
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
     np.testing.assert_array_equal(first, without)
     np.testing.assert_array_equal(second, without)
+
+
+def test_what_matches_is_kept_once_for_pictures_of_every_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, model_id = load_network(find_weights('small'))
+    pictures = [np.full((height, 96, 3), 90, np.uint8) for height in (64, 80)]
+    for image in pictures:
+        OpenVinoMatcher(lambda: network, 1, model_id).look(image)
+    kept = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert sorted(Path(name).suffix for name in kept) == ['.blob', '.blob', '.onnx', '.onnx']
+    monkeypatch.setattr(export, 'make_encoding_onnx', None)
+    monkeypatch.setattr(export, 'make_description_onnx', None)
+    again = OpenVinoMatcher(lambda: network, 1, model_id)
+    for image in pictures:
+        again.look(image)
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
 
 def test_damaged_files_are_made_again(cache: Path) -> None:
@@ -72,18 +91,28 @@ def test_without_a_folder_that_can_be_written_nothing_is_kept(home: str, monkeyp
 
 # In a process of its own: others have imported torch by now.
 START = """
-import sys
+import pickle, sys
+from pathlib import Path
 from cmml_ros.config import InspectorConfig, RegistrationConfig
 from cmml_ros.inspector import Inspector
-Inspector(InspectorConfig(registration=RegistrationConfig(check_period_s=float(sys.argv[1]))))
+frame = pickle.loads(Path(sys.argv[1]).read_bytes())
+for mode in ('tf', 'refine', 'match'):
+    inspector = Inspector(InspectorConfig(registration=RegistrationConfig(mode=mode)))
+    inspector.inspect(frame)
+    print(inspector.finish().status.name)
 print('torch' in sys.modules)
 """
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-@pytest.mark.parametrize(('check_period_s', 'loaded'), [('0', 'False'), ('20', 'True')])
-def test_torch_is_loaded_before_the_first_frame_or_not_at_all(check_period_s: str, loaded: str) -> None:
-    """It takes seconds, in which scipy fails in other threads; where nothing is matched the kept network is enough."""
-    Segmenter(DetectionConfig())  # from now on it is kept
-    done = subprocess.run([sys.executable, '-c', START, check_period_s], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == loaded
+def test_nothing_is_found_or_matched_through_torch_once_the_network_is_kept(tmp_path: Path) -> None:
+    """It takes seconds to import, in which scipy fails in other threads, and hundreds of megabytes."""
+    scenario = Scenario(sensor_name='depth_camera', seed=6006)
+    seen = scenario.frame(60)
+    frame = Frame(
+        seen.rendering.image, scenario.camera, seen.stamp_ns, '', seen.cloud, seen.cloud_stamp_ns, scenario.extrinsic
+    )
+    (tmp_path / 'frame').write_bytes(pickle.dumps(frame))
+    assert Segmenter(DetectionConfig()).matcher  # from now on they are kept
+    done = subprocess.run([sys.executable, '-c', START, tmp_path / 'frame'], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['CONSISTENT', 'CONSISTENT', 'CONSISTENT', 'False']

@@ -4,7 +4,7 @@ import torch
 
 from cmml_ros.model.matching_head import Descriptors, dual_log_softmax
 from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.point_encoder import POINT_CHANNELS, point_features
+from cmml_ros.model.point_features import POINT_CHANNELS, point_features
 from cmml_ros.training.losses import matching_loss
 
 

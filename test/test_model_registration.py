@@ -12,7 +12,10 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspector
 from cmml_ros.measurement.defect import Status
 from cmml_ros.model.checkpoint import find_weights, load_network
+from cmml_ros.model.matcher import OpenVinoMatcher
+from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.model.registration import Registrar
+from cmml_ros.model.torch_engine import TorchMatcher
 from cmml_ros.simulation.scenario import Scenario
 
 WRONG = SE3.from_rotation_vector((0.03, -0.04, 0.05), (0.02, -0.02, 0.015))  # 4 degrees, 32 mm
@@ -45,9 +48,13 @@ def far() -> Frame:
 
 
 @pytest.fixture(scope='module')
-def registrar() -> Registrar:
-    network, _ = load_network(find_weights('small'))
-    return Registrar(network, RegistrationConfig())
+def network() -> MultitaskNetwork:
+    return load_network(find_weights('small'))[0]
+
+
+@pytest.fixture(scope='module')
+def registrar(network: MultitaskNetwork) -> Registrar:
+    return Registrar(OpenVinoMatcher(lambda: network, 1), RegistrationConfig())
 
 
 def rmse_m(found: SE3, frame: Frame) -> float:
@@ -86,6 +93,15 @@ def test_without_any_extrinsic_it_is_found(registrar: Registrar, close: Frame):
     turned = Cloud(T_turned.inverse().apply(close.cloud.points), close.cloud.intensity)
     found = registrar.match(close.image, close.camera, turned)
     assert rmse_m(found.T_camera_lidar @ T_turned.inverse(), close) < 0.015
+
+
+def test_torch_finds_the_same_pose(registrar: Registrar, network: MultitaskNetwork, close: Frame):
+    start = WRONG @ close.T_camera_lidar
+    reference = Registrar(TorchMatcher(network), RegistrationConfig())
+    found, expected = (each.refine(close.image, close.camera, close.cloud, start) for each in (registrar, reference))
+    np.testing.assert_array_equal(found.matched_points, expected.matched_points)
+    np.testing.assert_allclose(found.matched_pixels, expected.matched_pixels, atol=1e-3)
+    np.testing.assert_allclose(found.T_camera_lidar.matrix, expected.T_camera_lidar.matrix, atol=1e-5)
 
 
 def test_what_cannot_be_matched_is_refused(registrar: Registrar, close: Frame):

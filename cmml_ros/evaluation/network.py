@@ -400,7 +400,7 @@ def evaluate_network(out: Path, config: InspectorConfig, *, frames: int, seed: i
     """Tables for people; the same figures as JSON in `out`/network.json."""
     confidence = config.detection.confidence_threshold
     segmenter = Segmenter(replace(config.detection, confidence_threshold=0.0))
-    registrar = Registrar(segmenter.network, config.registration)
+    registrar = Registrar(segmenter.matcher, config.registration)
     views = {sensor: make_frames(sensor, frames, seed, look) for sensor in ('depth_camera', 'tof_lidar')}
 
     def find(frame: TestFrame, *, ranged: bool, judged: bool) -> list[InstanceMask]:

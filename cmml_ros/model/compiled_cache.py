@@ -27,23 +27,23 @@ def find_cache() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def make_onnx_once(load: Callable[[], MultitaskNetwork], model_id: str, precision: str, cache: Path | None) -> bytes:
-    """What `make_onnx` makes, from `cache` where it was made before of the same weights by the same code.
+def make_onnx_once(load: Callable[[], MultitaskNetwork], model_id: str, part: str, cache: Path | None) -> bytes:
+    """What `export` makes of the network, from `cache` where it was made before of the same weights by the same code.
 
     load: gives the network where it was not made before. model_id: with the digest of the weights, as `identify` gives
-    it. precision: int8 or float32.
+    it. part: the segmentation in int8 or in float32, or the encoding or the description of matching.
     """
     if cache is None:
-        return _make(load(), precision)
+        return _make(load(), part)
     sources = hashlib.sha256(version('torch').encode())
     for source in (*sorted(Path(__file__).parent.glob('*.py')), CALIBRATION):
         sources.update(source.read_bytes())
-    path = cache / f'{model_id}-{precision}-{sources.hexdigest()[:12]}.onnx'
+    path = cache / f'{model_id}-{part}-{sources.hexdigest()[:12]}.onnx'
     with suppress(OSError, ValueError):  # ValueError: cut short
         digest, model = path.read_bytes().split(b'\n', 1)
         if hashlib.sha256(model).hexdigest().encode() == digest:
             return model
-    model = _make(load(), precision)
+    model = _make(load(), part)
     with suppress(OSError), tempfile.TemporaryDirectory(dir=cache) as folder:
         # In whole or not at all: another node may read while this one writes, and the disk may be full.
         made = Path(folder) / path.name
@@ -52,8 +52,12 @@ def make_onnx_once(load: Callable[[], MultitaskNetwork], model_id: str, precisio
     return model
 
 
-def _make(network: MultitaskNetwork, precision: str) -> bytes:
-    from cmml_ros.model.export import make_onnx
+def _make(network: MultitaskNetwork, part: str) -> bytes:
+    from cmml_ros.model import export
     from cmml_ros.model.quantize import load_calibration, quantize
 
-    return make_onnx(quantize(network, load_calibration()) if precision == 'int8' else network)
+    if part == 'encoding':
+        return export.make_encoding_onnx(network)
+    if part == 'description':
+        return export.make_description_onnx(network)
+    return export.make_onnx(quantize(network, load_calibration()) if part == 'int8' else network)

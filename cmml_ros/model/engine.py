@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import openvino
@@ -29,6 +30,18 @@ class Engine(Protocol):
 
         image: (H, W, 3) BGR, H and W multiples of INPUT_MULTIPLE. range_maps: (3, H / 2, W / 2) of `range_features`.
         """
+
+
+def compile_properties(threads: int, parallel: int, cache: Path | None) -> dict[str, Any]:
+    """How OpenVINO is to compile for the CPU; cache: where it keeps what it made. Others as of OpenVinoEngine."""
+    properties: dict[str, Any] = {
+        'INFERENCE_PRECISION_HINT': 'f32',
+        'NUM_STREAMS': parallel,
+        'INFERENCE_NUM_THREADS': threads,
+        # Drivers and other nodes need these cores too.
+        'ENABLE_CPU_PINNING': False,
+    }
+    return properties if cache is None else {**properties, 'CACHE_DIR': str(cache)}
 
 
 class OpenVinoEngine:
@@ -55,15 +68,7 @@ class OpenVinoEngine:
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
         self._model = self._core.read_model(make_onnx_once(load, model_id, precision, cache))
-        self._properties = {
-            'INFERENCE_PRECISION_HINT': 'f32',
-            'NUM_STREAMS': parallel,
-            'INFERENCE_NUM_THREADS': threads,
-            # Drivers and other nodes need these cores too.
-            'ENABLE_CPU_PINNING': False,
-        }
-        if cache is not None:
-            self._properties['CACHE_DIR'] = str(cache)
+        self._properties = compile_properties(threads, parallel, cache)
         self._parallel = parallel
         self._idle: dict[tuple[int, ...], queue.SimpleQueue[openvino.InferRequest]] = {}  # by the shape of the picture
         self._lock = threading.Lock()

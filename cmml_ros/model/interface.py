@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-# Inputs and output of the segmentation, as an exported model names them.
+# Inputs and outputs, as exported models name them: of the segmentation,
 IMAGE, RANGE_MAPS, PROBABILITIES = 'image', 'range_maps', 'probabilities'
+# of what a picture is encoded to for matching, maps at 1/4, 1/8 and 1/16 of its size,
+PYRAMID = ('quarter', 'eighth', 'sixteenth')
+# and of the description of its cells and of the points that are laid on it.
+POINT_MAPS, IMAGE_DESCRIPTORS, POINT_DESCRIPTORS, SHARPNESS = (
+    'point_maps',
+    'image_descriptors',
+    'point_descriptors',
+    'sharpness',
+)
 # Height and width of the input are padded to a multiple of this.
 INPUT_MULTIPLE = 16
+# Matching describes cells of so many pixels, and looks for superpoints, one in each of these larger ones.
+FINE_STRIDE = 4
+COARSE_STRIDE = 16

@@ -11,9 +11,6 @@ from torch.nn import functional
 
 from cmml_ros.model.image_encoder import ConvBlock
 
-# Superpoints, one in a cell of so many pixels, and the cells that they are looked for in.
-COARSE_STRIDE = 16
-FINE_STRIDE = 4
 _CONTEXT_CHANNELS = 96
 _CHANNELS = 48
 _HEADS = 4
@@ -47,10 +44,10 @@ class _TopDown(nn.Module):
 
     def forward(self, pyramid: list[Tensor], context: Tensor) -> Tensor:
         """(B, 48, H / 4, W / 4) unit vectors. context: (B, 96, H / 16, W / 16), the coarsest map after attention."""
-        features = self.laterals[2](pyramid[3]) + self.context(context)
+        features = self.laterals[2](pyramid[-1]) + self.context(context)
         for level in (1, 0):
             coarse = functional.interpolate(features, scale_factor=2.0, mode='bilinear', align_corners=False)
-            features = self.blocks[level](coarse + self.laterals[level](pyramid[level + 1]))
+            features = self.blocks[level](coarse + self.laterals[level](pyramid[level - 3]))
         return functional.normalize(self.fine(features), dim=1)
 
 
@@ -99,10 +96,10 @@ class MatchingHead(nn.Module):
     def forward(self, image_pyramid: list[Tensor], point_pyramid: list[Tensor], support: Tensor) -> Descriptors:
         """Descriptors of a picture and of the points laid on a view of the same size.
 
-        image_pyramid, point_pyramid: four maps each, from 1/2 to 1/16. support: (B, H / 16, W / 16), 1 where a cell
-        holds points, else 0: empty cells have nothing to say in the attention.
+        image_pyramid, point_pyramid: maps that end with those of 1/4, 1/8 and 1/16. support: (B, H / 16, W / 16), 1
+        where a cell holds points, else 0: empty cells have nothing to say in the attention.
         """
-        cells = self.image.cells(image_pyramid[3]), self.points.cells(point_pyramid[3])
+        cells = self.image.cells(image_pyramid[-1]), self.points.cells(point_pyramid[-1])
         shape = cells[0].shape
         image, points = (tokens.flatten(2).transpose(1, 2) for tokens in cells)
         everywhere, held = torch.ones_like(image[..., 0]), support.flatten(1)

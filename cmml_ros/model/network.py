@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from cmml_ros.errors import ModelError
 from cmml_ros.model.image_encoder import ImageEncoder
-from cmml_ros.model.matching_head import COARSE_STRIDE, Descriptors, MatchingHead
+from cmml_ros.model.interface import COARSE_STRIDE
+from cmml_ros.model.matching_head import Descriptors, MatchingHead
 from cmml_ros.model.point_encoder import PointEncoder
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE
 from cmml_ros.model.segmentation_head import SegmentationHead
@@ -44,7 +45,7 @@ class MultitaskNetwork(nn.Module):
     def encode(self, image: Tensor, range_maps: Tensor | None) -> list[Tensor]:
         """The pyramid that the heads share, maps (B, C_i, H / 2^i, W / 2^i), i = 1..4; arguments as of `forward`."""
         if range_maps is None:
-            size = (len(image), RANGE_CHANNELS, image.shape[2] // RANGE_STRIDE, image.shape[3] // RANGE_STRIDE)
+            size = (image.shape[0], RANGE_CHANNELS, image.shape[2] // RANGE_STRIDE, image.shape[3] // RANGE_STRIDE)
             range_maps = image.new_zeros(size)
         # Centred roughly on exposed concrete.
         pyramid: list[Tensor] = self.image_encoder((image - 0.45) * 4.0, range_maps)

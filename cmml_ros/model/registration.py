@@ -7,19 +7,16 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cmml_ros.config import RegistrationConfig
 from cmml_ros.errors import PoseError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import Cloud
 from cmml_ros.geometry.transforms import SE3
-from cmml_ros.model.interface import INPUT_MULTIPLE
-from cmml_ros.model.matching_head import COARSE_STRIDE, FINE_STRIDE, Descriptors, dual_log_softmax
-from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.point_encoder import point_features
+from cmml_ros.model.interface import COARSE_STRIDE, FINE_STRIDE, INPUT_MULTIPLE
+from cmml_ros.model.matcher import Likeness, Matcher
+from cmml_ros.model.point_features import point_features
 from cmml_ros.model.pose import PoseEstimate, estimate_pose, fuse_with_prior
 from cmml_ros.model.range_features import residuals_behind_surface
 
@@ -81,22 +78,16 @@ class _Matches:
 class Registrar:
     """Finds or corrects the pose of a cloud before a camera."""
 
-    def __init__(self, network: MultitaskNetwork, config: RegistrationConfig) -> None:
-        """network: in evaluation mode, on the device it is to run on."""
-        self._network = network
+    def __init__(self, matcher: Matcher, config: RegistrationConfig) -> None:
+        self._matcher = matcher
         self._config = config
-
-    @property
-    def _device(self) -> torch.device:
-        """Asked each time: a GPU without memory is left for the CPU."""
-        return next(self._network.parameters()).device
 
     def refine(self, image: NDArray[np.uint8], camera: Camera, cloud: Cloud, T_camera_lidar: SE3) -> Registration:
         """The pose from a given one that is off by a few `registration.*_std`.
 
         image: (H, W, 3) uint8 BGR. Raises PoseError when the data do not determine a pose.
         """
-        view = _View(self._network, self._device, self._config, image, camera, cloud)
+        view = _View(self._matcher, self._config, image, camera, cloud)
         depth_m = float(np.median(np.linalg.norm(T_camera_lidar.apply(view.points), axis=1)))
         angle = math.radians(self._config.rotation_std_deg) + self._config.translation_std_m / max(depth_m, 1e-3)
         window_px = _SEARCH_FACTOR * view.camera.fx * angle
@@ -114,7 +105,7 @@ class Registrar:
         image: (H, W, 3) uint8 BGR. T_given: an extrinsic to be compared with afterwards.
         Raises PoseError when the data do not determine a pose.
         """
-        view = _View(self._network, self._device, self._config, image, camera, cloud)
+        view = _View(self._matcher, self._config, image, camera, cloud)
         best: PoseEstimate | None = None
         refusal = 'no match'
         for T_view_lidar in _look_from_sensor(view.points):
@@ -137,8 +128,7 @@ class _View:
 
     def __init__(
         self,
-        network: MultitaskNetwork,
-        device: torch.device,
+        matcher: Matcher,
         config: RegistrationConfig,
         image: NDArray[np.uint8],
         camera: Camera,
@@ -146,8 +136,6 @@ class _View:
     ) -> None:
         if len(cloud) < _MIN_POINTS:
             raise PoseError(f'{len(cloud)} points are too few to be matched with a picture')
-        self._network = network
-        self._device = device
         self.factor = min(1.0, _WIDTH_PX / camera.width)
         self.camera = camera.scaled(self.factor)
         self.matches = _Matches(np.empty(0, np.intp), np.empty((0, 2)))
@@ -160,30 +148,18 @@ class _View:
         # Noise that had to be averaged away comes with a bias that cannot be: it moves the points across the picture.
         self._systematic_px = config.systematic_px * (1.0 + range_noise_m / _DOUBLING_NOISE_M)
         self._intensity = cloud.intensity
-        with torch.inference_mode():
-            batch = torch.from_numpy(padded).to(device).permute(2, 0, 1).float().div(255.0)[None]
-            self._pyramid = network.encode(batch.contiguous(memory_format=torch.channels_last), None)
+        self._compare = matcher.look(np.asarray(padded, np.uint8))
 
     def match_superpoints(self, T_view_lidar: SE3, window_px: float | None) -> _Matches:
         """Coarse matches of the points as `T_view_lidar` puts them; window_px: how far off they may be, or anywhere."""
         pixels, seen = self._project(T_view_lidar, pinhole=window_px is None)
-        descriptors = self._describe(T_view_lidar, pixels, seen)
-        rows, columns = descriptors.image.shape[2:]
+        likeness = self._lay(T_view_lidar, pixels, seen)
+        columns = self._width // FINE_STRIDE
         chosen, cell = _representatives(pixels, seen, COARSE_STRIDE, columns)
-        with torch.inference_mode():
-            image, points = (maps[0].flatten(1).T for maps in (descriptors.image, descriptors.points))
-            at = torch.from_numpy(cell).to(self._device)
-            scores = self._network.matching_head.superpoint_scores(points[at], image)  # (N, M)
-            if window_px is not None:
-                reach = max(1.0, window_px / FINE_STRIDE)
-                grid = scores.view(-1, rows, columns)
-                grid += _outside(at // columns, rows, reach)[:, :, None]
-                grid += _outside(at % columns, columns, reach)[:, None, :]
-            logarithm, match = dual_log_softmax(scores).max(dim=1)
-            probability = logarithm.exp()
-        sure = (probability >= _MIN_SUPERPOINT_PROBABILITY).cpu().numpy()
-        target = match.cpu().numpy()[sure]
-        cell, chosen = cell[sure], chosen[sure]
+        reach_cells = None if window_px is None else max(1, int(window_px / FINE_STRIDE))
+        match, probability = likeness.match_superpoints(cell, reach_cells)
+        sure = probability >= _MIN_SUPERPOINT_PROBABILITY
+        target, cell, chosen = match[sure], cell[sure], chosen[sure]
         step = np.column_stack([target % columns - cell % columns, target // columns - cell // columns])
         return _Matches(chosen, pixels[chosen] + FINE_STRIDE * step)
 
@@ -205,8 +181,8 @@ class _View:
     def _match_points(self, T_view_lidar: SE3) -> _Matches:
         """Fine matches of single points that lie within some cells of where `T_view_lidar` puts them."""
         pixels, seen = self._project(T_view_lidar, pinhole=False)
-        descriptors = self._describe(T_view_lidar, pixels, seen)
-        rows, columns = descriptors.image.shape[2:]
+        likeness = self._lay(T_view_lidar, pixels, seen)
+        rows, columns = self._height // FINE_STRIDE, self._width // FINE_STRIDE
         chosen, cell = _representatives(pixels, seen, FINE_STRIDE, columns)
         step = max(1, math.ceil(len(chosen) / _MAX_FINE))
         chosen, cell = chosen[::step], cell[::step]
@@ -215,14 +191,8 @@ class _View:
         column = (cell % columns)[:, None] + window[:, 0]
         row = (cell // columns)[:, None] + window[:, 1]
         outside = (column < 0) | (column >= columns) | (row < 0) | (row >= rows)
-        index = np.clip(row, 0, rows - 1) * columns + np.clip(column, 0, columns - 1)
-        with torch.inference_mode():
-            image = descriptors.image[0].flatten(1).T.contiguous()  # (M, C)
-            points = descriptors.points[0].flatten(1).T[torch.from_numpy(cell).to(self._device)]
-            windows = image[torch.from_numpy(index).to(self._device)]
-            scores = self._network.matching_head.point_scores(points, windows)
-            scores = scores.masked_fill(torch.from_numpy(outside).to(self._device), -1e4)
-            probability = scores.softmax(dim=1).cpu().numpy().astype(np.float64)
+        cells = np.where(outside, -1, row * columns + column)
+        probability = likeness.match_points(cell, cells).astype(np.float64)
         peak = probability.argmax(axis=1)
         # The truth was split over four cells: the mean over the peak's neighbourhood puts it together again.
         near = (np.abs(window[None] - window[peak][:, None]) <= 1).all(axis=2)
@@ -238,20 +208,12 @@ class _View:
             camera = Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy)
         return camera.project(T_view_lidar.apply(self.points))
 
-    def _describe(self, T_view_lidar: SE3, pixels: Array, seen: NDArray[np.bool_]) -> Descriptors:
+    def _lay(self, T_view_lidar: SE3, pixels: Array, seen: NDArray[np.bool_]) -> Likeness:
         if seen.sum() < _MIN_POINTS:
             raise PoseError('the points lie outside the picture: the given extrinsic is too far off')
         depths_m = T_view_lidar.apply(self.points)[seen, 2]
         intensity = None if self._intensity is None else self._intensity[seen]
-        maps = point_features(pixels[seen], depths_m, intensity, self._height, self._width)
-        with torch.inference_mode():
-            return self._network.describe(self._pyramid, torch.from_numpy(maps).to(self._device)[None])
-
-
-def _outside(centre: Tensor, count: int, reach: float) -> Tensor:
-    """(N, count): zero within `reach` of each of the N centres, else next to nothing as a logit."""
-    steps = (torch.arange(count, device=centre.device) - centre[:, None]).abs()
-    return torch.where(steps > reach, -1e4, 0.0)
+        return self._compare(point_features(pixels[seen], depths_m, intensity, self._height, self._width))
 
 
 def _representatives(

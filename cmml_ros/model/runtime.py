@@ -22,6 +22,7 @@ from cmml_ros.model.checkpoint import find_weights, identify
 from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.instances import split_instances
 from cmml_ros.model.interface import INPUT_MULTIPLE
+from cmml_ros.model.matcher import Matcher, OpenVinoMatcher
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds to import
@@ -58,14 +59,19 @@ class Segmenter:
 
     @cached_property
     def network(self) -> MultitaskNetwork:
-        """The network, ready to run: what finds the airholes also matches pixels to points.
-
-        On a CPU it is loaded when it is first asked for: airholes are found without torch once the network was made
-        ready in an earlier run.
-        """
+        """The network in torch. A CPU needs it only where it was not made ready for OpenVINO in an earlier run."""
         from cmml_ros.model.torch_engine import load_for_inference
 
         return load_for_inference(self._weights, self.device, self._config.threads)
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """What matches pixels to points by the same network."""
+        if self.device == 'cpu':
+            return OpenVinoMatcher(lambda: self.network, self._config.threads, self.model_id)
+        from cmml_ros.model.torch_engine import TorchMatcher
+
+        return TorchMatcher(self.network)
 
     def _make_engine(self) -> Engine:
         if self.device == 'cpu':

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from cmml_ros.config import setting
 from cmml_ros.errors import ConfigError
-from cmml_ros.model.point_encoder import point_features
+from cmml_ros.model.point_features import point_features
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
 from cmml_ros.simulation.response import compose, draw_response
 from cmml_ros.training.views import VIEW_FOCAL_PX, TrainingView, load_view

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmml_ros.model.matching_head import COARSE_STRIDE, FINE_STRIDE, Descriptors, MatchingHead, dual_log_softmax
+from cmml_ros.model.interface import COARSE_STRIDE, FINE_STRIDE
+from cmml_ros.model.matching_head import Descriptors, MatchingHead, dual_log_softmax
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE
 from cmml_ros.model.segmentation_head import MASK, RIM
 
