@@ -25,7 +25,8 @@ def test_a_rim_half_a_pixel_too_far_in_is_said_to_be() -> None:
     assert offset.offset_px == pytest.approx(-0.494, abs=0.01)
     assert offset.diameter_px == pytest.approx(40.0, abs=0.05)
     assert offset.told_px == 0.3
-    assert offset.from_softness_px == pytest.approx(math.pi / math.sqrt(3.0) * abs(offset.softness_px - 1.0 / 6.0))
+    # an exact mask, to a grid of 8 x 8 rays: 0.0125 px over the root of 123 px of rim
+    assert offset.from_softness_px == pytest.approx(0.0125 / math.sqrt(math.pi * 39.0), rel=0.01)
 
 
 def test_softness_is_what_the_log_odds_move_a_rim_by() -> None:

@@ -183,11 +183,11 @@ def test_errors_over_many_caps(
 ) -> None:
     rng = np.random.default_rng(incidence_deg)
     # The more oblique, the more of the opening has no reading, and what is not seen is not MEASURED.
-    count = {0: 3, 45: 5, 60: 14}[incidence_deg]
+    count = {0: 4, 45: 5, 60: 24}[incidence_deg]
     walls = [Wall(draw_caps(rng), math.radians(incidence_deg)) for _ in range(count)]
     errors = compare(walls, noise_m, 120_000, rng)
     record_property('median error of area, depth, volume', errors.medians.tolist())
-    assert len(errors.relative[0]) > {0: 30, 45: 25, 60: 12}[incidence_deg]
+    assert len(errors.relative[0]) > {0: 30, 45: 25, 60: 30}[incidence_deg]
     assert (errors.medians[:2] < [0.005, depth_limit]).all()
     if noise_m == 0.0005 and incidence_deg > 0 and volume_limit <= errors.medians[2] < 0.025:
         pytest.xfail(f'known shortfall: median volume error {errors.medians[2]:.1%} of oblique views, 2 % wanted')
@@ -221,6 +221,17 @@ def test_a_footprint_loses_a_tenth_of_its_width_all_around() -> None:
     given_back = m.volume_m3 - without.volume_m3
     assert given_back == pytest.approx(0.1 * 2.0 * math.pi * radius * spacing * depth, rel=0.05)
     assert m.volume_std_m3 == pytest.approx(math.hypot(without.volume_std_m3, 0.5 * given_back), rel=0.01)
+
+
+def test_a_footprint_blurs_the_deepest_point() -> None:
+    """A cap of a sphere of 6.25 mm: its mean over a square of side w is w^2 / 12 over 6.25 mm less deep."""
+    wall = Wall([Cap(0.0, 0.0, 0.005, 0.0025)])
+    cloud = wall.scan(100_000, 0.0001, np.random.default_rng(21))
+    (without,), (m,) = (run(wall.masks, cloud, MeasurementConfig(footprint_ratio=ratio)) for ratio in (0.0, 1.0))
+    given_back = math.pi * 0.005**2 / m.point_count / 12.0 / 0.00625
+    blurred = m.depth_max_m - without.depth_max_m
+    assert blurred == pytest.approx(given_back, rel=0.03)
+    assert m.depth_max_std_m == pytest.approx(math.hypot(without.depth_max_std_m, 0.5 * blurred), rel=1e-6)
 
 
 def test_area_std_holds_its_terms() -> None:
@@ -291,6 +302,20 @@ def test_few_points_leave_it_to_the_shape_prior() -> None:
         assert m.volume_status == Status.SHAPE_PRIOR
         assert 'shape prior' in m.reason
         assert abs(m.volume_m3 - cap.volume) < 3.0 * m.volume_std_m3
+
+
+def test_noise_and_size_decide_what_is_quantified() -> None:
+    """An airhole of 3 mm is expected to be 0.61 mm deep in the mean; some 12 readings of 0.1 mm tell that to 5 %.
+
+    Readings of 0.4 mm do not tell it to 10 %: none is MEASURED, however deep noise makes it.
+    """
+    wall = Wall([Cap(0.01 * column, 0.01 * row, 0.0015, 0.0012) for column in range(-4, 5) for row in range(-3, 4)])
+    for noise_m, low, high in ((0.0001, 0.7, 1.0), (0.0004, 0.0, 0.0)):
+        results = run(wall.masks, wall.scan(200_000, noise_m, np.random.default_rng(20)))
+        enough = [m.volume_status for m in results if m.point_count >= 8]
+        assert len(enough) > 50
+        assert low <= enough.count(Status.MEASURED) / len(enough) <= high
+        assert enough.count(Status.SHAPE_PRIOR) == len(enough) - enough.count(Status.MEASURED)
 
 
 def test_no_point_inside_leaves_area_and_no_depth() -> None:

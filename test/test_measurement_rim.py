@@ -136,7 +136,8 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
         mean = coverage.reshape(size, 8, size, 8).mean(axis=(1, 3)).astype(np.float32)
         return find_boundary_std(InstanceMask(mean, 0, 0, 1.0), perimeter)
 
-    assert std_of((distance < 0.0).astype(float)) < 0.02
+    # 8 x 8 rays a pixel: 0.0125 px over the root of 126 px of rim
+    assert std_of((distance < 0.0).astype(float)) == pytest.approx(0.0125 / math.sqrt(perimeter), rel=1e-6)
     soft = std_of(1.0 / (1.0 + np.exp(distance / 0.5)))
     # 0.5 px of scale and a pixel's own sixth: pi / sqrt(3) (0.5 - 1/6), to the softness that a pixel adds.
     assert soft == pytest.approx(math.pi / math.sqrt(3.0) * (0.5 + 0.06 - 1.0 / 6.0), rel=0.15)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cmml_ros.measurement import shape_prior
 from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, Readings, fit_cavity
 
 Array = NDArray[np.float64]
@@ -50,6 +51,9 @@ def test_cap_of_a_sphere() -> None:
     cap = EllipsoidCap(0.010, 0.004)
     assert cap.volume == pytest.approx(math.pi * 0.004 * (3 * 0.010**2 + 0.004**2) / 6)
     assert EllipsoidCap(0.010, 0.015).volume == pytest.approx(2 / 3 * math.pi * 0.010**2 * 0.015)
+    # of a sphere of (10^2 + 4^2) / (2 * 4) mm; of half an ellipsoid, depth over the squared radius
+    assert cap.curvature == pytest.approx(1.0 / 0.0145)
+    assert EllipsoidCap(0.010, 0.015).curvature == pytest.approx(150.0)
 
 
 @given(ratio=st.floats(0.1, 1.9), x=st.floats(-0.6, 0.6), y=st.floats(-0.6, 0.6), drift=st.floats(0.0, 1.7))
@@ -89,6 +93,23 @@ def test_readings_that_say_nothing_leave_the_prior() -> None:
     assert cavity.volume.mean == pytest.approx(cap.volume, rel=0.05)
     assert cavity.volume.std == pytest.approx(cavity.volume_prior_std, rel=0.1)
     assert cavity.depth_max.std == pytest.approx(math.hypot(PRIOR.depth_std, 0.2 * PRIOR.depth_mean), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ('white', 'squared', 'excess'),
+    [
+        # half of the variance is white; the rest is three times, and once, what was expected of it
+        (0.5, 0.5 + 3 * 0.5, (4 + 3 * 36) / (4 + 35)),
+        (0.5, 1.0, (4 + 36) / (4 + 35)),
+        (0.0, 0.25, (4 + 36) / (4 + 143)),
+        (1.0, 0.1, 1.0),  # all of it is white: nothing is learnt
+    ],
+)
+def test_variance_beyond_white_noise_over_what_was_expected(white: float, squared: float, excess: float) -> None:
+    """144 independent cells of unit variance, four of prior weight, and one for the depth."""
+    deviations = np.full(144, math.sqrt(squared))
+    found = shape_prior._find_excess(deviations, deviations, np.eye(144), np.full(144, white))
+    assert found == pytest.approx(excess, rel=1e-9)
 
 
 def test_few_good_readings_move_the_prior() -> None:

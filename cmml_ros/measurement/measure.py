@@ -20,7 +20,7 @@ from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
-from cmml_ros.measurement.shape_prior import Opening, Prior, fit_cavity
+from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import (
     UPPER_95,
     Budget,
@@ -39,16 +39,19 @@ _DISTANCE_TARGET = 0.005
 _ELEVATION_TARGET = 0.004
 _LOCAL_GROWTH = 4.0
 _RING_GROWTH = 2.0
+# Quantification limit (Currie 1968): so many deviations of what an undamaged patch would show, for one of 10 %.
+_QUANTIFIED = 10.0
 # A volume is measured while what no reading saw adds no more than this share to its deviation.
 _MAX_SHAPE_SHARE = 0.15
 # Nor while more than this share of the opening has no reading nearby: a hidden floor may lie much deeper.
 _MAX_UNSEEN_SHARE = 0.2
-# Few readings inform when they bring the deviation of the volume below this share of the prior's.
+# Readings that need the prior inform when they bring the deviation of the volume below this share of the prior's.
 _MAX_PRIOR_SHARE = 0.5
 # Where a footprint lies on both sides of the rim the wall wins: so much of its width is lost all around. From simulated
-# depth cameras at three levels of noise (0.09 to 0.11); what another sensor does makes it uncertain by half.
+# depth cameras at three levels of noise (0.09 to 0.11).
 _SPILL = 0.1
-_SPILL_DOUBT = 0.5
+# What a footprint costs is uncertain by half: another sensor may do otherwise.
+_FOOTPRINT_DOUBT = 0.5
 # No footprint is wider than so many radii of the rim.
 _MAX_FOOTPRINT = 0.4
 # Coverage from which a ray passes the opening and not its edge, over that of the rim.
@@ -242,26 +245,30 @@ def _measure_one(
             reason=f'mean depth {mean_depth * 1e3:.2f} mm is below the detection limit of {limit * 1e3:.2f} mm',
         )
 
-    few = len(readings) < config.min_points
     diameter = 2.0 * opening.radius
+    # What is expected of its diameter decides: the depth that was read would choose those that noise made deep.
+    expected_depth = EllipsoidCap(opening.radius, config.prior_depth_ratio_mean * diameter).volume / rim.area
+    undecided = len(readings) < config.min_points or expected_depth < _QUANTIFIED * undamaged_std
     prior = Prior(
         depth_mean=config.prior_depth_ratio_mean * diameter,
         depth_std=config.prior_depth_ratio_std * diameter,
         shape_std=config.prior_shape_ratio_std,
     )
-    cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
+    cavity = fit_cavity(opening, readings, prior, use_depth_prior=undecided)
     volume, depth = cavity.volume, cavity.depth_max
     at_rim = opening.mean_at_rim(readings)
     rim_depth = mean_depth if math.isnan(at_rim) else max(at_rim, 0.0)
     perimeter = ring.rim.perimeter_px * math.sqrt(rim.area / ring.rim.area_px)
     footprint = config.footprint_ratio * min(math.sqrt(rim.area / len(readings)), _MAX_FOOTPRINT * opening.radius)
     spilled = 0.0 if math.isnan(at_rim) else _SPILL * footprint * perimeter * at_rim
+    # The mean over a square of that side of a floor that is curved in both directions, against its deepest point.
+    blurred = EllipsoidCap(opening.radius, max(depth.mean, 0.0)).curvature * footprint**2 / 12.0
     volume_mean = volume.mean + spilled
     volume_budget = Budget(
         noise=volume.noise_variance,
         surface=(volume.common_response * elevation_std) ** 2,
         scale=(scale_std * volume_mean) ** 2,
-        shape=volume.shape_variance + (_SPILL_DOUBT * spilled) ** 2,
+        shape=volume.shape_variance + (_FOOTPRINT_DOUBT * spilled) ** 2,
         patch=(volume.common_response * surface.patch_std_m) ** 2,
         bias=(volume.common_response * bias_m) ** 2 + (scale_bias * volume_mean) ** 2,
         boundary=(boundary_std * rim.area * rim_depth) ** 2,
@@ -270,7 +277,7 @@ def _measure_one(
     )
     volume_std = volume_budget.std
     volume_upper_bound = volume_mean + UPPER_95 * volume_std
-    if few and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
+    if undecided and volume.std > _MAX_PRIOR_SHARE * cavity.volume_prior_std:
         return sized(
             Status.BELOW_DETECTION_LIMIT,
             volume_upper_bound_m3=volume_upper_bound,
@@ -279,15 +286,15 @@ def _measure_one(
     depth_budget = Budget(
         noise=depth.noise_variance,
         surface=(depth.common_response * elevation_std) ** 2,
-        shape=depth.shape_variance,
+        shape=depth.shape_variance + (_FOOTPRINT_DOUBT * blurred) ** 2,
         patch=(depth.common_response * surface.patch_std_m) ** 2,
         bias=(depth.common_response * bias_m) ** 2,
     )
-    guessed = few or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
+    guessed = undecided or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
     guessed = guessed or cavity.unseen_share > _MAX_UNSEEN_SHARE
     return sized(
         Status.SHAPE_PRIOR if guessed else Status.MEASURED,
-        depth_max_m=depth.mean,
+        depth_max_m=depth.mean + blurred,
         depth_max_std_m=depth_budget.std,
         depth_max_systematic_std_m=depth_budget.systematic_std,
         depth_budget=depth_budget,

@@ -27,6 +27,8 @@ _CORRELATION_LENGTH = 0.4
 _RIM_VARIANCE = 0.05
 # How many cells the prior on the deviation counts for against those of the data.
 _PRIOR_CELLS = 4.0
+# No cavity is so regular that less than this share of the variance expected of it is left.
+_MIN_EXCESS = 0.01
 # A rim that is not seen from its centre in every direction is drawn out to this.
 _MIN_STRETCH = 0.2
 # The slope of half an ellipsoid is infinite at its rim: no place is nearer to it, in squared radii.
@@ -35,8 +37,11 @@ _RIM_MARGIN = 0.02
 _SYMMETRIC_SHARE = 0.3
 # Exponent s of a wall (1 - r^2)^s: 1 for a shallow cap, 1/2 for half an ellipsoid, towards 0 for a box or an overhang.
 _ELLIPSOID, _BOX = 0.5, 0.2
-# Prior deviation of that exponent: its mean over all directions, and each of its first two harmonics.
+# Prior deviation of that exponent: its mean over all directions, and each of its first two harmonics. Those of higher
+# order k have 2 / k of it, as the harmonics of any outline with corners; with the first two alone the walls that are
+# seen would say too much about those that are hidden.
 _STEEPNESS_STD = 0.3
+_STEEPNESS_HARMONICS = 6
 # A sensor averages over about the distance of its points, so a reading belongs to a place known to this share of it.
 _LATERAL_STD = 0.5
 _MAX_LATERAL_STD = 0.2
@@ -176,6 +181,13 @@ class EllipsoidCap:
         """Derivative of the volume, m2."""
         return _cap_volume(self.radius, self.depth)[1]
 
+    @property
+    def curvature(self) -> float:
+        """Of its floor at the deepest point, 1/m."""
+        if self.depth < self.radius:
+            return 2.0 * self.depth / (self.radius**2 + self.depth**2)
+        return self.depth / self.radius**2
+
     def trace(self, entries: Array, drifts: Array) -> tuple[Array, Array]:
         """Depths at which rays meet the cap, and their derivative by the cap's depth, each (N,)."""
         return _trace(entries, drifts, self.radius, self.depth)
@@ -223,8 +235,8 @@ class _Grid:
 
     places: (M, 2) of the cells. fine: (F, 2) places at which the deepest point is looked for. distances: (M, M)
     between cells. tapers: (M,).
-    kernel: (M, M), fine_kernel: (M, F), fine_variance: (F,), of a field of unit deviation. steepness: (M, 5), and
-    fine_steepness: (F, 5), how the depth answers to the steepness of the walls, over that of the cap.
+    kernel: (M, M), fine_kernel: (M, F), fine_variance: (F,), of a field of unit deviation. steepness: (M, 13), and
+    fine_steepness: (F, 13), how the depth answers to the steepness of the walls, over that of the cap.
     """
 
     places: Array
@@ -247,7 +259,7 @@ def _grid() -> _Grid:
     places = spread(_CELLS)
     # Cells cut by the rim stand for what of them lies inside.
     places *= np.minimum(1.0, (1.0 - 0.5 / _CELLS) / np.hypot(places[:, 0], places[:, 1]))[:, None]
-    fine = spread(2 * _CELLS)
+    fine = spread(2 * _CELLS + 1)  # one of them in the middle, where most are deepest
     fine = fine[np.hypot(fine[:, 0], fine[:, 1]) < 1.0]
     return _Grid(
         places,
@@ -655,13 +667,47 @@ def _solve(lower: Array, right: Array) -> Array:
 
 
 @compiled
+def _find_excess(innovation: Array, solved: Array, lower: Array, white_variances: Array) -> float:
+    """Variance that the cells show beyond white noise, over what they were to show, shrunk to one.
+
+    MINQUE (Rao 1971) of the factor s of S in the covariance K = W + S, W white: y^T K^-1 S K^-1 y has the expectation
+    s tr((K^-1 S)^2) + tr(K^-1 S K^-1 W). The cap's free depth takes one from the count.
+    """
+    count = len(innovation)
+    # columns of the inverse of the factor, in rows
+    columns = np.zeros((count, count))
+    for j in range(count):
+        x = columns[j]
+        x[j] = 1.0 / lower[j, j]
+        for i in range(j + 1, count):
+            x[i] = -_dot(lower[i, j:i], x[j:i]) / lower[i, i]
+    # K^-1 S = 1 - K^-1 W
+    trace, square_trace, shown = 0.0, 0.0, 0.0
+    for i in range(count):
+        shown += solved[i] * (innovation[i] - white_variances[i] * solved[i])
+        trace += _dot(columns[i, i:], columns[i, i:]) * white_variances[i]
+        for j in range(i + 1):
+            inverse = _dot(columns[i, i:], columns[j, i:])
+            square_trace += (1.0 if i == j else 2.0) * inverse * inverse * white_variances[i] * white_variances[j]
+    shown -= trace - square_trace
+    expected = max(count - 2.0 * trace + square_trace - 1.0, 0.0)
+    return max((_PRIOR_CELLS + shown) / (_PRIOR_CELLS + expected), _MIN_EXCESS)
+
+
+@compiled
 def _infer(
-    value: float, gain: Array, variance: float, lower: Array, solved: Array, white_variances: Array
+    value: float,
+    gain: Array,
+    variance: float,
+    excess: float,
+    lower: Array,
+    solved: Array,
+    white_variances: Array,
 ) -> tuple[float, float, float, float]:
     """Posterior of a linear functional of the depths, as the fields of `Posterior`.
 
     value: a priori, and variance. gain: (M,) its prior covariance with the cells, whose own has the factor `lower` and
-    gave `solved`.
+    gave `solved`. excess: factor of what is not white noise.
     """
     weights = _solve(lower, gain)
     from_noise = 0.0
@@ -669,7 +715,7 @@ def _infer(
     for cell in range(len(weights)):
         from_noise += weights[cell] ** 2 * white_variances[cell]
         response += weights[cell]
-    shape = variance - _dot(gain, weights) - from_noise
+    shape = excess * (variance - _dot(gain, weights) - from_noise)
     return value + _dot(gain, solved), from_noise, max(shape, 0.0), response
 
 
@@ -724,6 +770,7 @@ def _infer_cavity(
         innovation[i] = deviations[i] - by_depth[i] * shift
     _factorise(covariance)
     solved = _solve(covariance, innovation)
+    excess = _find_excess(innovation, solved, covariance, white_variances)
 
     # The volume: an integral over the cells.
     volume, volume_by_depth = _cap_volume(radius, depth)
@@ -745,6 +792,7 @@ def _infer_cavity(
         volume + volume_by_depth * shift,
         gain,
         volume_by_depth**2 * depth_variance + variance,
+        max(excess, 1.0),
         covariance,
         solved,
         white_variances,
@@ -776,6 +824,7 @@ def _infer_cavity(
         cap_there + slope_there * shift,
         gain,
         slope_there**2 * depth_variance + field_variance * fine_variance[deepest] + steep_variance * _dot(there, there),
+        excess,
         covariance,
         solved,
         white_variances,
@@ -796,15 +845,17 @@ def _taper(places: Array) -> Array:
 
 
 def _steepness(places: Array) -> Array:
-    """Change of the depth at `places`, (N, 2) in radii, over that of the cap and over that of the exponent. (N, 5).
+    """Change of the depth at `places`, (N, 2) in radii, over that of the cap and over that of the exponent. (N, 13).
 
-    Finite difference between half an ellipsoid and a box: all around, and its first two harmonics in the direction.
+    Finite difference between half an ellipsoid and a box: all around, and its first harmonics in the direction.
     """
     squared = np.einsum('ij,ij->i', places, places)
     rest = np.maximum(1.0 - squared, 0.1 * _RIM_MARGIN)
     change = (rest**_ELLIPSOID - rest**_BOX) / (_ELLIPSOID - _BOX)
-    x, y = places.T / np.sqrt(squared)
-    around = np.column_stack([np.ones(len(places)), x, y, x * x - y * y, 2.0 * x * y])
+    orders = np.arange(1, _STEEPNESS_HARMONICS + 1)
+    shares = np.minimum(1.0, 2.0 / orders)
+    angles = np.arctan2(places[:, 1], places[:, 0])[:, None] * orders
+    around = np.column_stack([np.ones(len(places)), shares * np.cos(angles), shares * np.sin(angles)])
     return np.asarray(change[:, None] * around)
 
 
