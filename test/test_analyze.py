@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -301,15 +302,15 @@ def test_a_second_call_does_only_what_is_missing(make_bag: MakeBag, tmp_path: Pa
     bag, out = make_bag(), tmp_path / 'out'
     inspected: list[int] = []
     limit = 3
-    original = Inspector.inspect
+    original = Inspector.begin
 
-    def inspect(self: Inspector, frame: Frame) -> Inspection:
+    def begin(self: Inspector, frame: Frame) -> Future[Inspection]:
         if len(inspected) == limit:
             raise KeyboardInterrupt
         inspected.append(frame.stamp_ns)
         return original(self, frame)
 
-    monkeypatch.setattr(Inspector, 'inspect', inspect)
+    monkeypatch.setattr(Inspector, 'begin', begin)
     with pytest.raises(KeyboardInterrupt):
         analyze(bag, out, InspectorConfig(), split_s=0.2)
     kept = sorted((out / 'parts').iterdir())
