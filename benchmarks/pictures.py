@@ -18,7 +18,7 @@ import numpy as np
 from playwright.sync_api import sync_playwright
 
 from cmml_ros.analyze import analyze
-from cmml_ros.config import InspectorConfig
+from cmml_ros.config import InspectorConfig, ReportConfig
 from cmml_ros.report.pdf import find_browser
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 
@@ -38,7 +38,8 @@ def main() -> int:
         if not bag.exists():
             simulate_bag(bag, Scenario(seed=3), 10)
     result = options.out / 'result'
-    analyze(bag, result, InspectorConfig())
+    cover = ReportConfig(site='Simulated wall, seed 3', robot='simulator_node', range_sensor='simulated depth camera')
+    analyze(bag, result, InspectorConfig(report=cover))
     browser = find_browser()
     if browser is None:
         print('pictures.py: no Chromium; apt-get install chromium', file=sys.stderr)
