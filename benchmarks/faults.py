@@ -172,7 +172,7 @@ class Bench:
     def send_view(self, at_ns: int) -> None:
         self.robot.send(at_ns, map_x_m=0.0)
 
-    def finish(self, outcome: Outcome, stamps: list[int], patience_s: float = 10.0) -> Outcome:
+    def finish(self, outcome: Outcome, stamps: list[int], patience_s: float = 15.0) -> Outcome:
         """Count what has no result after all that is under way has arrived."""
         with contextlib.suppress(TimeoutError):
             self.await_true(lambda: set(stamps) <= self.results.keys(), 'all results', patience_s)

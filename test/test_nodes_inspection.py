@@ -177,6 +177,15 @@ def test_an_airhole_without_points_is_told_and_not_kept(robot: Robot) -> None:
     assert [one.id for one in robot.await_result(START_NS + 10**9).defects] == [1]
 
 
+def test_the_last_frame_does_not_wait_for_ever_behind_one_without_a_cloud(robot: Robot) -> None:
+    robot.mount()
+    early_ns = START_NS - 10**7
+    robot.image.publish(make_image(make_picture(), make_header(early_ns, 'camera')))
+    robot.await_true(lambda: robot.node._assembler.counts['image received'] == 1, 'image')
+    robot.send(START_NS, map_x_m=0.0)
+    assert robot.await_result(START_NS).defects[0].area_status == Defect.MEASURED
+
+
 def test_reset_clears_map_and_markers(robot: Robot) -> None:
     robot.mount()
     robot.send(START_NS, map_x_m=0.0)

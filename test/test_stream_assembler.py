@@ -337,7 +337,7 @@ def test_an_image_that_cannot_be_converted_does_not_take_the_place_of_a_good_one
     assembler.add_image(make_undecodable(START_MS + 200))
     for time_ms in (0, 100, 200, 2000):
         assembler.add_cloud(make_cloud(START_MS + time_ms))
-    (frame,) = assembler.take(newest_only=True)
+    (frame,) = assembler.take(newest=1)
     assert frame.stamp_ns // MS - START_MS == 100
     assert assembler.counts['pipeline behind'] == 1
     assert assembler.counts['frame lost by a bad message'] == 1
@@ -394,12 +394,42 @@ def test_newest_only_counts_the_others():
     for time_ms in range(START_MS, START_MS + 2000, 100):
         assembler.add_image(make_image(time_ms))
         assembler.add_cloud(make_cloud(time_ms))
-    (frame,) = assembler.take(newest_only=True)
+    (frame,) = assembler.take(newest=1)
     assert frame.stamp_ns == (START_MS + 1900) * MS
     assert assembler.counts['pipeline behind'] == 19
     assert assembler.take() == []
     assembler.drop(2, 'inspection failed')
     assert assembler.counts['inspection failed'] == 2
+
+
+def test_as_many_of_the_newest_are_taken_as_there_is_room_for():
+    assembler = Assembler(SyncConfig())
+    for event in [*STATIC, ('info', 0)]:
+        add(assembler, *event)
+    for time_ms in (0, 100, 200):
+        assembler.add_image(make_image(START_MS + time_ms))
+        assembler.add_cloud(make_cloud(START_MS + time_ms))
+    assembler.release()
+    assert [frame.stamp_ns // MS - START_MS for frame in assembler.take(newest=2)] == [100, 200]
+    assert assembler.counts['pipeline behind'] == 1
+    assert assembler.take(newest=2) == []
+
+
+def test_what_waits_behind_an_image_without_a_cloud_is_released():
+    """At the end of a run: the first image waits for a cloud that would be nearer, the second for the first."""
+    assembler = Assembler(SyncConfig())
+    for event in [*STATIC, ('info', 0)]:
+        add(assembler, *event)
+    assembler.add_image(make_image(START_MS + 90))
+    assembler.add_image(make_image(START_MS + 100))
+    assembler.add_cloud(make_cloud(START_MS + 100))
+    assert assembler.take() == []
+    assembler.release()
+    assert [frame.stamp_ns // MS - START_MS for frame in assembler.take()] == [90, 100]
+    # What comes later goes its usual way.
+    assembler.add_image(make_image(START_MS + 2000))
+    assembler.add_cloud(make_cloud(START_MS + 2000))
+    assert [frame.stamp_ns // MS - START_MS for frame in assembler.take()] == [2000]
 
 
 @st.composite

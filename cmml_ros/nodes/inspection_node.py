@@ -99,6 +99,7 @@ class InspectionNode(ManagedNode):
         self._inputs = SensorInputs(self, self._topics, self._assembler, complaints, self._worker.wake)
         self._problem: str | None = None
         self._results_reported = self._run.results
+        self._received_reported = 0
         self._diagnosed_s = time.monotonic()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
         self._timers = [
@@ -169,7 +170,14 @@ class InspectionNode(ManagedNode):
         self._diagnostics.publish(statuses)
 
     def _report_silence(self) -> None:
-        """One line when the last period brought no result, or lacked something: what, and the likely cause."""
+        """One line when the last period brought no result, or lacked something: what, and the likely cause.
+
+        When it brought no message either, the last frames must not wait for others any longer.
+        """
+        received = sum(self._inputs.statistics[name].total for name in ('image', 'points'))
+        if received == self._received_reported:
+            self._worker.release()
+        self._received_reported = received
         self._problem = self._assembler.problem()
         results, self._results_reported = self._results_reported, self._run.results
         if results == self._results_reported:

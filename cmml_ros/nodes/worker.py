@@ -55,7 +55,7 @@ class InspectionWorker:
         self._on_result = on_result
         self._latest_stamp_ns = 0
         self._begun: deque[tuple[Future[Inspection], float]] = deque()  # in work, and how long conversion took
-        self._wake, self._reset, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._reset, self._release, self._stop = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._work, name='inspector', daemon=True)
         self._thread.start()
 
@@ -66,6 +66,11 @@ class InspectionWorker:
     def reset(self) -> None:
         """Clear map and markers before the next frame."""
         self._reset.set()
+        self._wake.set()
+
+    def release(self) -> None:
+        """Nothing more comes for the frames that wait for a partner or a transform: inspect them as they are."""
+        self._release.set()
         self._wake.set()
 
     def stop(self) -> None:
@@ -104,6 +109,9 @@ class InspectionWorker:
                 return  # they wake this thread again
             self._reset.clear()
             self._clear_map()
+        if self._release.is_set():
+            self._release.clear()
+            self._assembler.release()
         self._begin_newest()
         while self._assembler.errors:
             self._complaints.add(self._assembler.errors.popleft())
@@ -112,16 +120,15 @@ class InspectionWorker:
 
     def _begin_newest(self) -> None:
         """Give the inspector what it has room for: what waits for room would grow old."""
-        while len(self._begun) < self._inspector.parallel:
+        room = self._inspector.parallel - len(self._begun)
+        if room:
             started_s = time.perf_counter()
-            frames = self._assembler.take(newest_only=True)
-            convert_s = time.perf_counter() - started_s
+            frames = self._assembler.take(newest=room)
+            convert_s = (time.perf_counter() - started_s) / max(len(frames), 1)
             for frame in frames:
                 inspected = self._inspector.begin(frame)
                 self._begun.append((inspected, convert_s))
                 inspected.add_done_callback(lambda _: self._wake.set())
-            if not frames:
-                break
 
     def _finish_first(self) -> None:
         inspected, convert_s = self._begun.popleft()

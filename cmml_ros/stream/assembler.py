@@ -128,8 +128,8 @@ class Assembler:
                 self._transform_buffer.set(transform, static)
             self._advance()
 
-    def take(self, newest_only: bool = False) -> list[Frame]:
-        """Every frame that is ready, in stamp order; or just the newest that is good, and the others counted.
+    def take(self, newest: int | None = None) -> list[Frame]:
+        """Every frame that is ready, in stamp order; or just the `newest` newest that are good, and the others counted.
 
         A frame whose messages cannot be converted is lost alone: it is counted, and its error goes to `errors`.
         At most `queue_size` frames wait here: offline, take after every message.
@@ -137,22 +137,27 @@ class Assembler:
         with self._lock:
             ready = list(self._ready)
             self._ready.clear()
-        if not newest_only:
-            return [frame for entry in ready if (frame := self._make_frame(entry)) is not None]
-        while ready:
-            newest = self._make_frame(ready.pop())
-            if newest is not None:
-                self.drop(len(ready), 'pipeline behind')
-                return [newest]
-        return []
+        frames: list[Frame] = []
+        while ready and (newest is None or len(frames) < newest):
+            frame = self._make_frame(ready.pop(0 if newest is None else -1))
+            if frame is not None:
+                frames.append(frame)
+        if newest is None:
+            return frames
+        self.drop(len(ready), 'pipeline behind')
+        return frames[::-1]
 
     def flush(self) -> list[Frame]:
         """What still waits at the end of a recording, in stamp order, each with what is known for it."""
+        self.release()
+        return self.take()
+
+    def release(self) -> None:
+        """Let nothing wait any longer: what is still missing will not come."""
         with self._lock:
             self._enqueue(self._synchronizer.flush())
             while self._pending:
                 self._release_first(final=True)
-        return self.take()
 
     def drop(self, count: int, reason: str) -> None:
         """Count `count` frames as not used, for `reason`."""
