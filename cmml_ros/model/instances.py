@@ -30,9 +30,9 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims: the
     cores (inside, not on the rim) grow over the mask, each to what is nearest to it.
     """
-    # Pixels that touch at a corner belong together.
+    # Pixels that touch at a corner belong together. The default algorithm takes three times as long over few blobs.
     above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
-    _, blobs, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
+    _, blobs, boxes, _ = cv2.connectedComponentsWithStatsWithAlgorithm(above, 8, cv2.CV_32S, cv2.CCL_GRANA)
     masks: list[InstanceMask] = []
     # Noise makes thousands of specks: they are passed over before anything is computed for them.
     least_area_px = np.pi / 4.0 * config.min_diameter_px**2
