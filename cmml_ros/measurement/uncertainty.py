@@ -6,7 +6,6 @@ detection limit: Currie, Anal. Chem. 40 (1968) 586; ISO 11843-2:2000. Derivation
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -47,12 +46,12 @@ class Budget:
     @property
     def std(self) -> float:
         """Combined standard deviation."""
-        return math.sqrt(sum(dataclasses.astuple(self)))
+        return math.sqrt(sum(vars(self).values()))
 
     @property
     def stds(self) -> dict[str, float]:
         """Standard deviation from each origin alone, by its name."""
-        return {name: math.sqrt(variance) for name, variance in dataclasses.asdict(self).items()}
+        return {name: math.sqrt(variance) for name, variance in vars(self).items()}
 
 
 @dataclass(frozen=True)
