@@ -56,13 +56,17 @@ def _headers(message: object) -> list[object]:
 def run(bag: Path, out: Path, workers: int, split_s: float) -> tuple[float, float]:
     """Wall and processor seconds of one analysis and all the processes it starts."""
     code = (
-        'import sys; from pathlib import Path; from cmml_ros.analyze import analyze; '
+        'import sys; from pathlib import Path; import cv2; from cmml_ros.analyze import analyze; cv2.setNumThreads(1); '
         'from cmml_ros.config import DetectionConfig, InspectorConfig; '
         'config = InspectorConfig(detection=DetectionConfig(threads=1)); '
         'analyze(Path(sys.argv[1]), Path(sys.argv[2]), config, workers=int(sys.argv[3]), split_s=float(sys.argv[4]))'
     )
+    # The one worker, which is this process, has as many threads as each of two.
+    environment = {**os.environ, **dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')}
     started = time.perf_counter()
-    driver = subprocess.Popen([sys.executable, '-c', code, str(bag), str(out), str(workers), str(split_s)])
+    driver = subprocess.Popen(
+        [sys.executable, '-c', code, str(bag), str(out), str(workers), str(split_s)], env=environment
+    )
     spent: dict[int, float] = {}
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(driver.pid, spent, stop))
