@@ -251,7 +251,7 @@ def test_all_files_agree(make_bag: MakeBag, tmp_path: Path):
     assert summary['model_id'] == 'threshold'
 
     assert sorted(path.stem for path in (out / 'overlays').iterdir()) == [str(stamp) for stamp in STAMPS_NS]
-    report = (out / 'report.html').read_text()
+    report = (out / 'report.html').read_text(encoding='utf-8')
     assert report.count('<img src="data:image/jpeg;base64,') == 5
     assert not re.findall(r'(?:src|<link[^>]*href)="(?!data:)', report)  # nothing is loaded from elsewhere
     table = parquet.read_table(out / 'defects.parquet').to_pylist()
@@ -542,7 +542,7 @@ def test_the_cover_says_what_is_told_and_else_what_the_recording_was_told(make_b
     assert summary['calibration']['check']['correction_rad_m'] is None
     (bag / 'recording.yaml').write_text('inspection: null')
     assert main(['analyze', str(bag), '--out', str(out), '--no-pdf']) == 0
-    assert '<dt>Site</dt><dd>not stated</dd>' in (out / 'report.html').read_text()
+    assert '<dt>Site</dt><dd>not stated</dd>' in (out / 'report.html').read_text(encoding='utf-8')
 
 
 def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
