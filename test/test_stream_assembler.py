@@ -426,7 +426,12 @@ def test_what_waits_behind_an_image_without_a_cloud_is_released():
     assert assembler.take() == []
     assembler.release()
     assert [frame.stamp_ns // MS - START_MS for frame in assembler.take()] == [90, 100]
-    # What comes later goes its usual way.
+    # One whose scan takes long goes on waiting, and what comes later goes its usual way.
+    assembler.add_image(make_image(START_MS + 1000))
+    assembler.release()
+    assert assembler.take() == []
+    assembler.add_cloud(make_cloud(START_MS + 1000))
+    assert [frame.stamp_ns // MS - START_MS for frame in assembler.take()] == [1000]
     assembler.add_image(make_image(START_MS + 2000))
     assembler.add_cloud(make_cloud(START_MS + 2000))
     assert [frame.stamp_ns // MS - START_MS for frame in assembler.take()] == [2000]

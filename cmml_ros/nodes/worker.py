@@ -69,7 +69,7 @@ class InspectionWorker:
         self._wake.set()
 
     def release(self) -> None:
-        """Nothing more comes for the frames that wait for a partner or a transform: inspect them as they are."""
+        """Nothing comes any more: images that have a cloud wait no longer."""
         self._release.set()
         self._wake.set()
 

@@ -149,15 +149,20 @@ class Assembler:
 
     def flush(self) -> list[Frame]:
         """What still waits at the end of a recording, in stamp order, each with what is known for it."""
-        self.release()
+        with self._lock:
+            self._release(self._synchronizer.flush())
         return self.take()
 
     def release(self) -> None:
-        """Let nothing wait any longer: what is still missing will not come."""
+        """Let images that have a cloud wait no longer, for a nearer one, for a transform or behind others."""
         with self._lock:
-            self._enqueue(self._synchronizer.flush())
-            while self._pending:
-                self._release_first(final=True)
+            if self._cameras:
+                self._release(self._synchronizer.release())
+
+    def _release(self, pairs: list[Pair[Any, Any]]) -> None:
+        self._enqueue(pairs)
+        while self._pending:
+            self._release_first(final=True)
 
     def drop(self, count: int, reason: str) -> None:
         """Count `count` frames as not used, for `reason`."""

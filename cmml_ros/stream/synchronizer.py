@@ -123,6 +123,17 @@ class Synchronizer(Generic[ImageT, CloudT]):
             self._remove_cloud()
         return pairs
 
+    def release(self) -> list[Pair[ImageT, CloudT]]:
+        """Pairs of images that have a cloud within the tolerance, and of those before them: no nearer one will come.
+
+        An image without such a cloud goes on waiting for it: some sensors need many seconds for a scan.
+        """
+        near = [number for number, image in enumerate(self._images) if not self._explain_missing(image, forced=False)]
+        count = near[-1] + 1 if near else 0
+        pairs = [self._pair(image) for image in self._images[:count]]
+        del self._images[:count]
+        return pairs
+
     def flush(self) -> list[Pair[ImageT, CloudT]]:
         """The pairs of all images that wait: nothing more will come."""
         pairs = [self._pair(image) for image in self._images]
