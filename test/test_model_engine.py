@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import locale
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,16 @@ os._exit(0)
 
 def test_threads_that_are_first_together_do_not_lock_each_other_out():
     subprocess.run([sys.executable, '-c', FIRST_USES], check=True, timeout=120.0)
+
+
+def test_engines_that_compile_at_once_leave_the_locale_alone(network: MultitaskNetwork):
+    before = locale.setlocale(locale.LC_ALL)
+    inputs = [make_inputs(16, width) for width in range(16, 16 * 8, 16)]
+    for _ in range(4):  # from the second time on out of the cache
+        engines = [OpenVinoEngine(lambda: network, 1, model_id='locale') for _ in range(2)]
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda engine: [engine(*each) for each in inputs], engines))
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_only_a_few_sizes_stay_compiled(network: MultitaskNetwork):

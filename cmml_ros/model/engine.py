@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds to import
 
 # A camera's picture and its two smaller ones need three; more only when several cameras share an engine.
 _MAX_COMPILED = 6
+# OpenVINO sets the locale of the process to "C" while it compiles, and back to what it was: two at once can leave it at
+# "C" for good, where files are no longer read as UTF-8.
+COMPILING = threading.Lock()
 
 
 class Engine(Protocol):
@@ -91,7 +94,8 @@ class OpenVinoEngine:
     ) -> queue.SimpleQueue[openvino.InferRequest]:
         model = self._model.clone()
         model.reshape({IMAGE: [1, *image_shape], RANGE_MAPS: [1, *maps_shape]})
-        compiled = self._core.compile_model(model, 'CPU', self._properties)
+        with COMPILING:
+            compiled = self._core.compile_model(model, 'CPU', self._properties)
         idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(self._parallel):
             idle.put(compiled.create_infer_request())

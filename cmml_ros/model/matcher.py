@@ -11,7 +11,7 @@ import openvino
 from numpy.typing import NDArray
 
 from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
-from cmml_ros.model.engine import compile_properties
+from cmml_ros.model.engine import COMPILING, compile_properties
 from cmml_ros.model.interface import (
     COARSE_STRIDE,
     FINE_STRIDE,
@@ -79,7 +79,8 @@ class OpenVinoMatcher:
     def _compiled(self) -> list[openvino.CompiledModel]:
         """Of the picture's encoding and of the description; when first asked for, out of the way of a start."""
         core = openvino.Core()
-        return [core.compile_model(core.read_model(onnx), 'CPU', self._properties) for onnx in self._onnx]
+        with COMPILING:
+            return [core.compile_model(core.read_model(onnx), 'CPU', self._properties) for onnx in self._onnx]
 
     def look(self, image: NDArray[np.uint8]) -> Callable[[NDArray[np.float32]], Likeness]:
         """See Matcher."""
