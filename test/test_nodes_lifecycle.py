@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from robot import START_NS, TIMEOUT_S, Robot, StartNode, ThresholdSegmenter
+from robot import START_NS, TIMEOUT_S, Robot, StartNode, ThresholdSegmenter, know_airholes
 from std_srvs.srv import Trigger
+
+from cmml_ros.errors import ModelError
+from cmml_ros.nodes.inspection_node import InspectionNode
 
 ACTIVE, INACTIVE = State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_INACTIVE
 UNCONFIGURED, FINALIZED = State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_FINALIZED
@@ -116,6 +119,26 @@ def test_without_autostart_the_node_waits_and_a_failure_leaves_it_unconfigured(
     node.await_line('cannot configure: no shipped weights called "nothing"')
     assert node.stop() < 3.0
     assert node.process.returncode == 0
+
+
+def test_a_warm_up_that_fails_is_cleaned_up_and_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    know_airholes(monkeypatch.setattr)
+    segment = ThresholdSegmenter.segment
+
+    def fail(*_: object) -> None:
+        raise ModelError('no memory left')
+
+    monkeypatch.setattr(ThresholdSegmenter, 'segment', fail)
+    rclpy.init()
+    node = InspectionNode()
+    try:
+        assert not node.start()
+        assert node.failure == 'no memory left'
+        monkeypatch.setattr(ThresholdSegmenter, 'segment', segment)
+        assert node.start()
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -72,8 +72,8 @@ class InspectionNode(ManagedNode):
         self.get_logger().info(f'loads the network {self._config.detection.model}')
         from cmml_ros.inspector import Inspector  # torch takes seconds, in which a signal must be heard
 
-        self._inspector = Inspector(self._config)
-        self._inspector.inspect(_WARM_UP)
+        inspector = Inspector(self._config)
+        inspector.inspect(_WARM_UP)
         self._map = DefectMap(self._config.map, self._config.sync.map_frame)
         self._outputs = InspectionPublishers(self, self._config.sync.map_frame)
         self._diagnostics = DiagnosticsPublisher(self)
@@ -81,7 +81,8 @@ class InspectionNode(ManagedNode):
         self._assembler = Assembler(self._config.sync)
         self._reset_service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._report_service = ReportService(self, self._report_root, self._snapshot)
-        self.get_logger().info(f'{self._inspector.model_id} is loaded')
+        self._inspector = inspector  # the last: what there is to clean up goes by it, and a signal may come before
+        self.get_logger().info(f'{inspector.model_id} is loaded')
 
     def activate(self) -> None:
         """Listen and inspect."""

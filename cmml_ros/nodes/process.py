@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NoReturn
 
 import rclpy
@@ -26,31 +27,49 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 class _Stopped(BaseException):
-    """A signal that came while a node loaded."""
+    """A signal has come while a node loaded."""
 
 
 class _Signals:
     """What SIGINT and SIGTERM have asked for.
 
-    Plain flags: a handler that takes a lock, or raises where one is being taken, can leave it locked for ever. So it
-    raises only where waiting would be long and nothing is open yet.
+    The handler sets a flag and no more: what it raises in the middle of an import leaves that locked for ever.
     """
 
     def __init__(self) -> None:
         self.stopping = False
-        self.loading = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def end_loading(self) -> None:
-        """From here on a signal is noted, no more."""
-        self.loading = False
-
     def _on_signal(self, *_: object) -> None:
         self.stopping = True
-        if self.loading:
-            self.loading = False
-            raise _Stopped  # loading a network takes longer than anybody waits for Ctrl-C
+
+
+class _Start:
+    """The start of a node, in a thread: loading a network takes longer than anybody waits for Ctrl-C."""
+
+    def __init__(self, node: ManagedNode, signals: _Signals) -> None:
+        self._node = node
+        self._signals = signals
+        self._lock = threading.Lock()
+        self._loading = True
+
+    def run(self) -> bool:
+        """Whether the node runs. Raises _Stopped for a signal while it loads, which goes on until the process ends."""
+        started = ThreadPoolExecutor(1, 'start').submit(self._node.start, self._end_loading)
+        while not wait([started], _SIGNAL_LATENCY_S).done:
+            with self._lock:
+                if self._signals.stopping and self._loading:
+                    self._loading = False
+                    raise _Stopped
+        return started.result()
+
+    def _end_loading(self) -> None:
+        """From here on the node is started to the end, unless it was given up before."""
+        with self._lock:
+            if not self._loading:
+                raise _Stopped
+            self._loading = False
 
 
 def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
@@ -70,13 +89,11 @@ def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
     try:
         _init()
         for make_node in make_nodes:
-            signals.loading = not signals.stopping
             node = make_node()
             nodes.append(node)
-            if isinstance(node, ManagedNode) and not node.start(signals.end_loading):
+            if isinstance(node, ManagedNode) and not _Start(node, signals).run():
                 code = 1
                 signals.stopping = True
-            signals.end_loading()
         # What the libraries hold by now stays to the end: no collection need look through it in the middle of a frame.
         gc.freeze()
         spinning = [threading.Thread(target=_spin, args=(node, signals)) for node in nodes[1:]]
@@ -91,7 +108,6 @@ def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
         get_logger('cmml_ros').fatal(str(error))
         code = 1
     finally:
-        signals.end_loading()
         for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown()
