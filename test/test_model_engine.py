@@ -101,11 +101,10 @@ os._exit(0)
 
 
 def test_no_server_is_told_that_openvino_is_used():
-    code = 'import sys, threading, cmml_ros.model.engine; print(sys.modules["openvino_telemetry"], threading.active_count())'
-    said = subprocess.run(
-        [sys.executable, '-c', code], check=True, stdout=subprocess.PIPE, text=True, timeout=60.0
-    ).stdout
-    assert said == 'None 1\n'
+    code = 'import cmml_ros.model.engine, sys, threading; '
+    code += 'print(sys.modules["openvino_telemetry"], threading.active_count())'
+    process = subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.PIPE, text=True, timeout=60.0)
+    assert process.stdout == 'None 1\n'
 
 
 def test_threads_that_are_first_together_do_not_lock_each_other_out():
