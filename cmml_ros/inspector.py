@@ -84,7 +84,12 @@ class Inspector:
         its work stands alone.
         """
         started = time.perf_counter()
-        registered = self._register(frame)
+        try:
+            registered = self._register(frame)
+        except Exception as error:  # told like all else that may fail: where the result is asked for
+            failed: Future[Inspection] = Future()
+            failed.set_exception(error)
+            return failed
         return self._threads.submit(self._inspect, frame, *registered, self._calibration, time.perf_counter() - started)
 
     def _inspect(

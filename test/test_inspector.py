@@ -8,10 +8,12 @@ import pytest
 
 from cmml_ros.analyze import analyze
 from cmml_ros.config import DetectionConfig, InspectorConfig, RegistrationConfig
+from cmml_ros.errors import ShapeError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.inspector import Inspector, is_reported
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.model.registration import Registrar
 from cmml_ros.simulation.scenario import Scenario, simulate_bag
 
 # A blob this close to the image's place of a true airhole is that airhole.
@@ -66,6 +68,20 @@ def test_frames_in_work_at_once_say_what_each_alone_does(inspector: Inspector):
         np.testing.assert_equal(
             [astuple(d.measurement) for d in other.defects], [astuple(d.measurement) for d in one.defects]
         )
+
+
+def test_a_frame_that_cannot_be_registered_fails_where_its_result_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    inspector = Inspector(InspectorConfig(registration=RegistrationConfig(mode='refine')))
+    frame = make_frame(Scenario(sensor_name='depth_camera', seed=11))
+
+    def fail(*_: object) -> None:
+        raise ShapeError('not this one')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registrar, 'refine', fail)
+        begun = inspector.begin(frame)
+    with pytest.raises(ShapeError, match='not this one'):
+        begun.result()
 
 
 def test_a_depth_camera_finds_and_measures_airholes(inspector: Inspector):
