@@ -101,7 +101,7 @@ class _Run:
         self._sync = sync
         self._inspector = inspector
         self._on_image = on_image
-        self._begun: deque[tuple[Frame, Future[Inspection]]] = deque()
+        self._begun: deque[Future[Inspection]] = deque()
         topics = split.topics
         self._assembler = Assembler(sync, topics.image, topics.camera_info, topics.points or 'points')
         self._own_stamps: set[int] | None = None if split.start_ns is None and split.stop_ns is None else set()
@@ -195,17 +195,17 @@ class _Run:
     def _begin(self, frame: Frame) -> None:
         if self._own_stamps is not None and frame.stamp_ns not in self._own_stamps:
             return
-        self._begun.append((frame, self._inspector.begin(frame)))
+        self._begun.append(self._inspector.begin(frame))
         while len(self._begun) >= self._inspector.parallel:  # this thread, which reads on, is one of them
             self._finish_first()
 
     def _finish_first(self) -> None:
-        frame, inspected = self._begun.popleft()
         try:
-            inspection = inspected.result()
+            inspection = self._begun.popleft().result()
         except CmmlError as error:
             self._errors.add(str(error))
             return
+        frame = inspection.frame
         maker = CloseupMaker(frame, inspection.T_camera_lidar)
         closeups = tuple(maker.make(defect) for defect in inspection.defects)
         record = FrameRecord.of(

@@ -108,7 +108,7 @@ def test_no_server_is_told_that_openvino_is_used():
 
 
 def test_threads_that_are_first_together_do_not_lock_each_other_out():
-    subprocess.run([sys.executable, '-c', FIRST_USES], check=True, timeout=120.0)
+    assert subprocess.run([sys.executable, '-c', FIRST_USES], check=False, timeout=120.0).returncode == 0
 
 
 def test_engines_that_compile_at_once_leave_the_locale_alone(network: MultitaskNetwork):
