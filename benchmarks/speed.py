@@ -15,8 +15,7 @@ import functools
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,14 +310,13 @@ def compare_recording(bag: Path, rounds: int) -> list[Comparison]:
     network, _ = load_network(find_weights(config.detection.model))
     image_msg, cloud_msg, frame = read_first_frame(bag, config)
 
-    def whole_ours() -> int:
-        found, begun = 0, deque()
+    def decode_ours() -> Iterator[Frame]:
         for _ in range(FRAMES_IN_A_ROW):
             picture, cloud = image_to_bgr(image_msg, 'image'), cloud_from_message(cloud_msg, 'points')
-            begun.append(inspector.begin(dataclasses.replace(frame, image=picture, cloud=cloud)))
-            while len(begun) >= inspector.parallel:
-                found += len(begun.popleft().result().defects)
-        return found + sum(len(one.result().defects) for one in begun)
+            yield dataclasses.replace(frame, image=picture, cloud=cloud)
+
+    def whole_ours() -> int:
+        return sum(len(inspected.result().defects) for inspected in inspector.inspect_all(decode_ours()))
 
     def whole_usual() -> int:
         found = 0

@@ -436,8 +436,9 @@ class _Merge:
         path = self._out / 'overlays' / f'{record.stamp_ns}.jpg'
         self._pictures.append(Picture(path, record.stamp_ns, len(record.defects)))
         self._cameras[f'{record.camera.width} x {record.camera.height} px'] += 1
-        latest = Calibration(record.camera, record.T_camera_lidar, record.calibration)
-        self._calibration = latest if self._calibration is None else self._calibration.then(latest)
+        self._calibration = Calibration.after(
+            self._calibration, record.camera, record.T_camera_lidar, record.calibration
+        )
         self._frames['inspected'] += 1
         self._frames['with cloud'] += record.cloud_points is not None
         self._frames['in map'] += record.T_map_camera is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -91,6 +93,16 @@ class Inspector:
             failed.set_exception(error)
             return failed
         return self._threads.submit(self._inspect, frame, *registered, self._calibration, time.perf_counter() - started)
+
+    def inspect_all(self, frames: Iterable[Frame]) -> Iterator[Future[Inspection]]:
+        """What `inspect` gives or raises, in the order of `frames`, which are drawn while others are in work."""
+        begun: deque[Future[Inspection]] = deque()
+        for frame in frames:
+            begun.append(self.begin(frame))
+            while len(begun) >= self.parallel:  # the caller's thread, which draws, is one of them
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
 
     def _inspect(
         self,

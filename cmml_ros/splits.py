@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
@@ -101,42 +101,26 @@ class _Run:
         self._sync = sync
         self._inspector = inspector
         self._on_image = on_image
-        self._begun: deque[Future[Inspection]] = deque()
         topics = split.topics
         self._assembler = Assembler(sync, topics.image, topics.camera_info, topics.points or 'points')
         self._own_stamps: set[int] | None = None if split.start_ns is None and split.stop_ns is None else set()
+        # What the assembler had counted when the split began, and when it ended.
+        self._counts_before: Counter[str] = Counter()
+        self._counts_after: Counter[str] | None = None
         self._errors = ReasonCounter()
         self._result = SplitResult()
 
     def run(self, reader: BagReader) -> SplitResult:
         """Read, inspect and count."""
-        split, assembler, result = self._split, self._assembler, self._result
-        before: Counter[str] = Counter()
-        after: Counter[str] | None = None
-        inside = split.start_ns is None
-        try:
-            for message in self._messages(reader):
-                if not inside and message.stamp_ns >= (split.start_ns or 0):
-                    inside, before = True, assembler.counts.copy()
-                if after is None and split.stop_ns is not None and message.stamp_ns >= split.stop_ns:
-                    after = assembler.counts.copy()
-                self._feed(message, inside and after is None)
-                for frame in assembler.take():
-                    self._begin(frame)
-        except BagError as error:
-            result.fault = str(error)
-        for frame in assembler.flush():
-            self._begin(frame)
-        while self._begun:
-            self._finish_first()
+        assembler, result = self._assembler, self._result
+        for inspected in self._inspector.inspect_all(self._frames(reader)):
+            self._keep(inspected)
         if result.frames:
             result.frames[-1] = replace(result.frames[-1], calibration=self._inspector.finish())
-        if after is None or split.stop_ns is None:
-            after = assembler.counts
         if self._own_stamps is None:
             self._count_errors()
-        counts = Counter(after)
-        counts.subtract(before)
+        counts = Counter(assembler.counts if self._counts_after is None else self._counts_after)
+        counts.subtract(self._counts_before)
         if self._own_stamps is not None:
             counts['frame'] = len(result.frames)
         for topic, count in reader.undecodable.items():
@@ -146,6 +130,22 @@ class _Run:
         result.warnings = list(reader.warnings)
         result.problem = assembler.problem() or ''
         return result
+
+    def _frames(self, reader: BagReader) -> Iterator[Frame]:
+        """The frames of the split, as they become complete."""
+        split, assembler = self._split, self._assembler
+        inside = split.start_ns is None
+        try:
+            for message in self._messages(reader):
+                if not inside and message.stamp_ns >= (split.start_ns or 0):
+                    inside, self._counts_before = True, assembler.counts.copy()
+                if self._counts_after is None and split.stop_ns is not None and message.stamp_ns >= split.stop_ns:
+                    self._counts_after = assembler.counts.copy()
+                self._feed(message, inside and self._counts_after is None)
+                yield from filter(self._is_own, assembler.take())
+        except BagError as error:
+            self._result.fault = str(error)
+        yield from filter(self._is_own, assembler.flush())
 
     def _messages(self, reader: BagReader) -> Iterator[BagMessage]:
         split, sync = self._split, self._sync
@@ -192,16 +192,12 @@ class _Run:
         while self._assembler.errors:
             self._errors.add(str(self._assembler.errors.popleft()))
 
-    def _begin(self, frame: Frame) -> None:
-        if self._own_stamps is not None and frame.stamp_ns not in self._own_stamps:
-            return
-        self._begun.append(self._inspector.begin(frame))
-        while len(self._begun) >= self._inspector.parallel:  # this thread, which reads on, is one of them
-            self._finish_first()
+    def _is_own(self, frame: Frame) -> bool:
+        return self._own_stamps is None or frame.stamp_ns in self._own_stamps
 
-    def _finish_first(self) -> None:
+    def _keep(self, inspected: Future[Inspection]) -> None:
         try:
-            inspection = self._begun.popleft().result()
+            inspection = inspected.result()
         except CmmlError as error:
             self._errors.add(str(error))
             return

@@ -7,7 +7,6 @@ import resource
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +116,8 @@ def measure_speed(bag: Path, config: InspectorConfig, repeats: int = 1) -> Speed
     run = _Run(config, topics, Inspector(config))
     with tqdm(total=image_count * repeats, unit='frame', disable=None, dynamic_ncols=True) as progress:
         for _ in range(repeats):
-            run.start()
             with BagReader(bag) as reader:
-                messages = reader.sensor_messages(topics)
-                while (message := run.read(messages)) is not None:
-                    run.feed(message)
-                    progress.update(message.topic == topics.image)
-                run.finish()
+                run.inspect(reader.sensor_messages(topics), progress)
     if not run.frames_s:
         raise BagError(f'{bag}: no frame came out of it; "cmml analyze" tells why')
     stamps_ns = sorted(run.stamps_ns)
@@ -147,7 +141,7 @@ class _Run:
         self._config = config
         self._topics = topics
         self._inspector = inspector
-        self._begun: deque[tuple[dict[str, float], Future[Inspection]]] = deque()
+        self._before_s: deque[dict[str, float]] = deque()  # of the frames in work
         self._pending_s: defaultdict[str, float] = defaultdict(float)
         self.model_id = inspector.model_id
         self.started_s = self.started_cpu_s = math.nan  # of the second frame, when all is compiled and in memory
@@ -155,35 +149,31 @@ class _Run:
         self.frames_s: list[float] = []
         self.stamps_ns: set[int] = set()
 
-    def start(self) -> None:
-        """Begin with the first message again."""
+    def inspect(self, messages: Iterator[BagMessage], progress: tqdm[Any]) -> None:
+        """The recording once, from its first message on."""
         self._map = DefectMap(self._config.map, self._config.sync.map_frame)
         points_topic = self._topics.points or 'points'
         self._assembler = Assembler(self._config.sync, self._topics.image, self._topics.camera_info, points_topic)
+        for inspected in self._inspector.inspect_all(self._frames(messages, progress)):
+            self._finish(inspected.result())
 
-    def read(self, messages: Iterator[BagMessage]) -> BagMessage | None:
+    def _frames(self, messages: Iterator[BagMessage], progress: tqdm[Any]) -> Iterator[Frame]:
+        while (message := self._read(messages)) is not None:
+            with self._timed('synchronize'), suppress(CmmlError):  # one message is lost, as in the pipeline
+                self._add(message)
+            with self._timed('convert'):
+                frames = self._assembler.take()
+            yield from map(self._begin, frames)
+            progress.update(message.topic == self._topics.image)
+        yield from map(self._begin, self._assembler.flush())
+
+    def _read(self, messages: Iterator[BagMessage]) -> BagMessage | None:
         """The next message, or None at the end."""
         with self._timed('read'):
             try:
                 return next(messages, None)
             except BagError:
                 return None  # damaged from here on
-
-    def feed(self, message: BagMessage) -> None:
-        """One message, and the frames that it completes."""
-        with self._timed('synchronize'), suppress(CmmlError):  # one message is lost, as in the pipeline
-            self._add(message)
-        with self._timed('convert'):
-            frames = self._assembler.take()
-        for frame in frames:
-            self._begin(frame)
-
-    def finish(self) -> None:
-        """The frames that still wait."""
-        for frame in self._assembler.flush():
-            self._begin(frame)
-        while self._begun:
-            self._finish_first()
 
     def _add(self, message: BagMessage) -> None:
         if message.topic == self._topics.image:
@@ -195,20 +185,18 @@ class _Run:
         else:
             self._assembler.add_transforms(message.message, static=message.topic.endswith('tf_static'))
 
-    def _begin(self, frame: Frame) -> None:
+    def _begin(self, frame: Frame) -> Frame:
+        """Keep what was done for it so far; the first one of all is inspected once more, before anything counts."""
         if math.isnan(self.started_s):
             self._inspector.inspect(frame)
             self.started_s, self.started_cpu_s = time.perf_counter(), time.process_time()
         self.stamps_ns.add(frame.stamp_ns)
-        self._begun.append((dict(self._pending_s), self._inspector.begin(frame)))
+        self._before_s.append(dict(self._pending_s))
         self._pending_s.clear()
-        while len(self._begun) >= self._inspector.parallel:  # as offline: this thread is one of them
-            self._finish_first()
+        return frame
 
-    def _finish_first(self) -> None:
-        before_s, inspected = self._begun.popleft()
-        inspection = inspected.result()
-        frame = inspection.frame
+    def _finish(self, inspection: Inspection) -> None:
+        frame, before_s = inspection.frame, self._before_s.popleft()
         started_s = time.perf_counter()
         self._map.add(inspection.defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id)
         stages_s = {

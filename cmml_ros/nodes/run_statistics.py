@@ -39,8 +39,9 @@ class RunStatistics:
         self.latest, self.latest_age_s, self.latest_timings_s = inspection, age_s, timings_s
         self._frames['with cloud'] += frame.cloud is not None
         self._frames['in map'] += frame.T_map_camera is not None
-        latest = Calibration(frame.camera, inspection.T_camera_lidar, inspection.calibration)
-        self._calibration = latest if self._calibration is None else self._calibration.then(latest)
+        self._calibration = Calibration.after(
+            self._calibration, frame.camera, inspection.T_camera_lidar, inspection.calibration
+        )
         noises_m = [defect.measurement.range_noise_m for defect in inspection.defects]
         self._range_noises_m.extend(noise_m for noise_m in noises_m if math.isfinite(noise_m))
 

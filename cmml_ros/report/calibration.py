@@ -48,13 +48,18 @@ class Calibration:
     T_camera_lidar: SE3 | None
     check: CalibrationCheck
 
-    def then(self, later: Calibration) -> Calibration:
-        """This and what a later frame tells: its camera and extrinsic, and the graver finding."""
-        graver = _RANKS[later.check.status] >= _RANKS[self.check.status]
-        return Calibration(
-            later.camera,
-            self.T_camera_lidar if later.T_camera_lidar is None else later.T_camera_lidar,
-            later.check if graver else self.check,
+    @classmethod
+    def after(
+        cls, earlier: Calibration | None, camera: Camera, T_camera_lidar: SE3 | None, check: CalibrationCheck
+    ) -> Calibration:
+        """`earlier`, None for nothing, and what the next frame tells: its camera and extrinsic, the graver finding."""
+        if earlier is None:
+            return cls(camera, T_camera_lidar, check)
+        graver = _RANKS[check.status] >= _RANKS[earlier.check.status]
+        return cls(
+            camera,
+            earlier.T_camera_lidar if T_camera_lidar is None else T_camera_lidar,
+            check if graver else earlier.check,
         )
 
     def headline(self, mode: str) -> str:
