@@ -25,6 +25,7 @@ from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.range_features import range_features
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
+from cmml_ros.stream import returns
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Inspector:
 
 def _load_segmenter(config: InspectorConfig) -> Segmenter:
     # While the network loads; a signal that ends the process must not wait for a compiler, so no pool of threads.
-    preparation = threading.Thread(target=_prepare, name='prepare', daemon=True)
+    preparation = threading.Thread(target=prepare_loops, name='prepare', daemon=True)
     preparation.start()
     least = min(config.detection.confidence_threshold, config.detection.confirmed_threshold)
     segmenter = Segmenter(replace(config.detection, confidence_threshold=least))
@@ -198,8 +199,9 @@ def _load_segmenter(config: InspectorConfig) -> Segmenter:
     return segmenter
 
 
-def _prepare() -> None:
-    """What is compiled for measurement and range is in memory afterwards."""
+def prepare_loops() -> None:
+    """All that numba compiles is in memory afterwards: half a minute once per machine, else a second."""
+    returns.prepare()
     prepare()
     range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
 

@@ -191,7 +191,7 @@ def build():
 
 def compile_loops():
     """Have numba compile what the first frame would else wait for."""
-    run_logged([PYTHON, '-c', 'from cmml_ros.measurement.measure import prepare; prepare()'])
+    run_logged([PYTHON, '-c', 'from cmml_ros.inspector import prepare_loops; prepare_loops()'])
 
 
 def point_cmake_to_this_python():

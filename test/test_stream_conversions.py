@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmml_ros.errors import CmmlError, MessageError
+from cmml_ros.stream import returns
 from cmml_ros.stream.conversions import (
     announced_size,
     camera_from_info,
@@ -387,10 +388,15 @@ def test_drops_what_is_no_return():
         ({'height': 4, 'row_padding': 4}, False),
         ({'offsets': {'x': 0, 'y': 8, 'z': 4, 'intensity': 12}}, False),
         ({'offsets': {'x': 1, 'y': 5, 'z': 9, 'intensity': 13}}, False),
-        ({'point_step': 48}, False),
+        ({'point_step': 48}, True),
+        ({'data_type': lambda data: memoryview(b'.' + data)[1:]}, False),
+        ({'point_step': 17}, False),
         ({'bigendian': True}, False),
         ({'bad': np.nan}, False),
         ({'bad': 0.0}, False),
+        ({'bad': [0.0, -0.0, 1.0]}, False),
+        ({'bad': [1.0, 0.0, 0.0]}, True),
+        ({'bad': [1.0, 2.0, -np.inf]}, False),
     ],
 )
 def test_a_plain_cloud_is_not_copied_and_others_read_the_same(change, viewed):
@@ -403,6 +409,19 @@ def test_a_plain_cloud_is_not_copied_and_others_read_the_same(change, viewed):
     good = np.isfinite(points).all(axis=1) & points[:, :3].any(axis=1)
     np.testing.assert_array_equal(cloud.points, points[good, :3])
     np.testing.assert_array_equal(cloud.intensity, points[good, 3])
+
+
+@pytest.mark.parametrize('good', [True, False])
+@pytest.mark.parametrize(
+    'data_type', [bytes, lambda data: array.array('B', data), lambda data: memoryview(b'.' + data)[1:]]
+)
+def test_no_cloud_waits_for_a_compiler(data_type, good):
+    returns.prepare()
+    loops = returns.are_all_sound, returns.select_returns
+    ready = [len(loop.signatures) for loop in loops]
+    msg = make_cloud({**XYZ, 'z': (7, [1.0, 2.0, 3.0 if good else np.nan])}, data_type=data_type)
+    assert len(cloud_from_message(msg, 'points')) == (3 if good else 2)
+    assert [len(loop.signatures) for loop in loops] == ready
 
 
 def test_empty_cloud_and_cloud_without_intensity():

@@ -16,13 +16,20 @@ from cmml_ros.errors import MessageError, ShapeError
 from cmml_ros.geometry.camera import COEFFICIENT_COUNTS, Camera
 from cmml_ros.geometry.cloud import Cloud
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.stream.returns import are_all_sound, select_returns
 from cmml_ros.stream.transform_buffer import StampedTransform
 
-# sensor_msgs/PointField datatype
-_POINT_FIELD_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 8: 'f8'}
-# Of longer points too much would be looked at that is none.
-_MAX_VIEWED_STEP = 32
+# sensor_msgs/PointField datatype, by byte order
+_POINT_FIELD_TYPES = {
+    order: {
+        number: np.dtype(order + name)
+        for number, name in enumerate(('i1', 'u1', 'i2', 'u2', 'i4', 'u4', 'f4', 'f8'), 1)
+    }
+    for order in '<>'
+}
+_FLOAT32 = np.dtype('<f4')
 _INTENSITY_FIELDS = ('intensity', 'reflectivity', 'i')
+_READ_FIELDS = ('x', 'y', 'z', *_INTENSITY_FIELDS)
 
 _MODEL_NAMES = {
     '': 'plumb_bob',
@@ -44,6 +51,21 @@ class _Layout(NamedTuple):
     channels: int
     to_bgr: int | None
     stretched: bool = False  # values have no defined white: the smallest becomes black, the largest white
+
+
+class _CloudLayout(NamedTuple):
+    """Where the fields of a cloud that is as long as it says lie: their dtype and their offset in a point.
+
+    intensity: the field that is read as such.
+    """
+
+    data: NDArray[np.uint8]
+    height: int
+    width: int
+    row_step: int
+    point_step: int
+    fields: dict[str, tuple[np.dtype[Any], int]]
+    intensity: str | None
 
 
 # OpenCV names a Bayer pattern by its second row's second and third pixel, ROS by its first two rows.
@@ -179,7 +201,7 @@ def camera_from_info(msg: Any, topic: str) -> Camera:
 
 def check_cloud(msg: Any, topic: str) -> None:
     """Raises MessageError, without touching the points, when `cloud_from_message` would."""
-    _cloud_fields(msg, topic)
+    _cloud_layout(msg, topic)
 
 
 def cloud_from_message(msg: Any, topic: str) -> Cloud:
@@ -189,51 +211,9 @@ def cloud_from_message(msg: Any, topic: str) -> Cloud:
     scalar field of "intensity", "reflectivity" and "i"; what is not finite in it becomes NaN.
     Raises MessageError that names the topic and the field.
     """
-    fields = _cloud_fields(msg, topic)
-    view = _view_rows(msg, fields)
-    if view is not None:
-        return view
-    points = np.empty((msg.height * msg.width, 3))
-    finite, at_sensor = np.ones(len(points), bool), np.ones(len(points), bool)
-    for axis, name in enumerate('xyz'):
-        # Field by field: reductions over the three columns of `points` would take ten times as long.
-        column = fields[name].reshape(-1)
-        with np.errstate(invalid='ignore'):  # signalling NaNs
-            points[:, axis] = column
-        finite &= np.isfinite(column)
-        at_sensor &= column == 0
-    kept = finite & ~at_sensor
-    whole = bool(kept.all())
-    intensity = None
-    values = next((fields[name] for name in _INTENSITY_FIELDS if name in fields), None)
-    if values is not None:
-        with np.errstate(over='ignore', invalid='ignore'):
-            intensity = (values.reshape(-1) if whole else values.reshape(-1)[kept]).astype(np.float32)
-        intensity[~np.isfinite(intensity)] = np.nan
-    return Cloud(points if whole else points[kept], intensity)
-
-
-def _view_rows(msg: Any, fields: dict[str, NDArray[Any]]) -> Cloud | None:
-    """The cloud as it lies in the message, or None unless each point is a row of good float32 with x, y, z in turn."""
-    count, step = msg.height * msg.width, int(msg.point_step)
-    dense = msg.height == 1 or msg.row_step == msg.width * step
-    if not count or not dense or step % 4 or step > _MAX_VIEWED_STEP:
-        return None
-    x, y, z = (fields[name] for name in 'xyz')
-    values = next((fields[name] for name in _INTENSITY_FIELDS if name in fields), None)
-    if any(each is not None and each.dtype != np.float32 for each in (x, y, z, values)):
-        return None
-    offsets = {field.name: int(field.offset) for field in msg.fields}
-    first = offsets['x']
-    if (first % 4, offsets['y'], offsets['z']) != (0, first + 4, first + 8):
-        return None
-    # One pass over all bytes is a third of what three over a column each take. What lies between may be anything: then
-    # the long way is taken.
-    rows = np.frombuffer(msg.data, np.float32, count * step // 4)
-    if not np.isfinite(rows).all() or np.count_nonzero(x) < count:
-        return None
-    points = rows.reshape(count, step // 4)[:, first // 4 : first // 4 + 3]
-    return Cloud(points, None if values is None else values.reshape(-1))
+    layout = _cloud_layout(msg, topic)
+    cloud = _read_rows(layout)
+    return _read_fields(layout) if cloud is None else cloud
 
 
 def transforms_from_message(msg: Any, topic: str) -> list[StampedTransform]:
@@ -397,8 +377,7 @@ def _binned(camera: Camera, x: int, y: int) -> Camera:
     )
 
 
-def _cloud_fields(msg: Any, topic: str) -> dict[str, NDArray[Any]]:
-    """Views (height, width) of x, y, z and the intensity fields, in the message's byte order."""
+def _cloud_layout(msg: Any, topic: str) -> _CloudLayout:
     width, height = int(msg.width), int(msg.height)
     point_step, row_step = int(msg.point_step), int(msg.row_step)
     if height == 1:
@@ -411,29 +390,79 @@ def _cloud_fields(msg: Any, topic: str) -> dict[str, NDArray[Any]]:
         raise MessageError(
             f'{topic}: {height} rows of {width} points of {point_step} bytes need {needed} bytes, got {len(data)}'
         )
-    names = [field.name for field in msg.fields]
-    order = '>' if msg.is_bigendian else '<'
-    views = {}
+    types = _POINT_FIELD_TYPES['>' if msg.is_bigendian else '<']
+    fields: dict[str, tuple[np.dtype[Any], int]] = {}
     for field in msg.fields:
-        required = field.name in ('x', 'y', 'z')
-        if not required and (field.name not in _INTENSITY_FIELDS or field.count > 1):
+        name, offset = field.name, int(field.offset)
+        if name not in _READ_FIELDS or (field.count > 1 and name in _INTENSITY_FIELDS):
             continue
-        if names.count(field.name) > 1:
-            raise MessageError(f'{topic}: field "{field.name}" is there twice; check the driver')
+        if name in fields:
+            raise MessageError(f'{topic}: field "{name}" is there twice; check the driver')
         if field.count > 1:
-            raise MessageError(f'{topic}: field "{field.name}" has {field.count} values a point, expected one')
-        if field.datatype not in _POINT_FIELD_TYPES:
-            raise MessageError(f'{topic}: field "{field.name}" has the unknown datatype {field.datatype}')
-        dtype = np.dtype(order + _POINT_FIELD_TYPES[field.datatype])
-        if field.offset + dtype.itemsize > point_step:
+            raise MessageError(f'{topic}: field "{name}" has {field.count} values a point, expected one')
+        dtype = types.get(field.datatype)
+        if dtype is None:
+            raise MessageError(f'{topic}: field "{name}" has the unknown datatype {field.datatype}')
+        if offset + dtype.itemsize > point_step:
             raise MessageError(
-                f'{topic}: field "{field.name}" at offset {field.offset} lies outside the point_step of {point_step}'
+                f'{topic}: field "{name}" at offset {offset} lies outside the point_step of {point_step}'
             )
-        if needed == 0:
-            views[field.name] = np.empty((height, width), dtype)
-        else:
-            views[field.name] = np.ndarray((height, width), dtype, data, int(field.offset), (row_step, point_step))
+        fields[name] = dtype, offset
     for name in 'xyz':
-        if name not in views:
+        if name not in fields:
+            names = [field.name for field in msg.fields]
             raise MessageError(f'{topic}: no field "{name}" among {names}; set points_topic or check the driver')
-    return views
+    intensity = next((name for name in _INTENSITY_FIELDS if name in fields), None)
+    return _CloudLayout(data, height, width, row_step, point_step, fields, intensity)
+
+
+def _read_rows(layout: _CloudLayout) -> Cloud | None:
+    """The cloud when its points are rows of float32 with x, y, z in turn, else None; not copied when all are sound."""
+    data, height, width, row_step, point_step, fields, name = layout
+    count, columns = height * width, point_step // 4
+    x, y, z = fields['x'], fields['y'], fields['z']
+    value = x if name is None else fields[name]  # without an intensity any column does for it
+    if not count or point_step % 4 or (height > 1 and row_step != width * point_step):
+        return None
+    if not x[0] == y[0] == z[0] == value[0] == _FLOAT32 or x[1] % 4 or value[1] % 4:
+        return None
+    if y[1] != x[1] + 4 or z[1] != x[1] + 8:
+        return None
+    words = np.frombuffer(data, np.uint32, count * columns)
+    if not words.flags.aligned:
+        words = words.copy()
+    rows = words.view(np.float32).reshape(count, columns)
+    first, last = x[1] // 4, value[1] // 4
+    if are_all_sound(words, columns, first):
+        points, values = rows[:, first : first + 3], rows[:, last]
+    else:
+        points, values = select_returns(rows, first, last)
+    return Cloud(points, None if name is None else values)
+
+
+def _read_fields(layout: _CloudLayout) -> Cloud:
+    """The cloud of any layout, field by field."""
+
+    def column(name: str) -> NDArray[Any]:
+        dtype, offset = layout.fields[name]
+        shape, strides = (layout.height, layout.width), (layout.row_step, layout.point_step)
+        if layout.height * layout.width == 0:
+            return np.empty(0, dtype)
+        return np.ndarray(shape, dtype, layout.data, offset, strides).reshape(-1)
+
+    points = np.empty((layout.height * layout.width, 3))
+    finite, at_sensor = np.ones(len(points), bool), np.ones(len(points), bool)
+    for axis, name in enumerate('xyz'):
+        # Field by field: reductions over the three columns of `points` would take ten times as long.
+        values = column(name)
+        with np.errstate(invalid='ignore'):  # signalling NaNs
+            points[:, axis] = values
+        finite &= np.isfinite(values)
+        at_sensor &= values == 0
+    kept = finite & ~at_sensor
+    intensity = None
+    if layout.intensity is not None:
+        with np.errstate(over='ignore', invalid='ignore'):
+            intensity = column(layout.intensity)[kept].astype(np.float32)
+        intensity[~np.isfinite(intensity)] = np.nan
+    return Cloud(points[kept], intensity)
