@@ -240,9 +240,9 @@ def measure_view(
 class Figures:
     """How good a map is, for airholes of MIN_DIAMETER_PX and more that were seen whole.
 
-    volume_gain, median_gain: RMS and median error of single views over that of fused values. paired_gain: RMS again,
-    each airhole counting once on both sides, however often it was measured. coverage: share of the 95 % intervals of
-    fused areas, depths and volumes that hold the truth.
+    merged: entries with views of more than one of these. volume_gain, median_gain: RMS and median error of single views
+    over that of fused values. paired_gain: RMS again, each airhole counting once on both sides, however often it was
+    measured. coverage: share of the 95 % intervals of fused areas, depths and volumes that hold the truth.
     """
 
     airholes: int
@@ -260,18 +260,18 @@ class Figures:
 def judge(wall: Wall, result: Survey, largest_area_ratio: float = math.inf) -> Figures:
     """Figures of a survey; values of airholes drawn larger than by `largest_area_ratio` are those of something else."""
     entries: dict[int, MapEntry] = {entry.defect_id: entry for entry in result.defect_map.entries}
+    large = np.flatnonzero(wall.diameters_m * PX_PER_M >= MIN_DIAMETER_PX).tolist()
     owners: dict[int, list[int]] = {}
     merged = 0
     alarms = []
     for defect_id, entry in entries.items():
         airholes = result.seen[defect_id]
-        (main, _), *others = airholes.most_common()
-        merged += any(other >= 0 for other, _ in others) and main >= 0
+        ((main, _),) = airholes.most_common(1)
+        merged += len(airholes.keys() & set(large)) > 1
         if main >= 0:
             owners.setdefault(main, []).append(defect_id)
         else:
             alarms.append(entry.confidence)
-    large = np.flatnonzero(wall.diameters_m * PX_PER_M >= MIN_DIAMETER_PX).tolist()
     found = [index for index in large if index in owners]
     errors: dict[int, float] = {}
     hits: dict[str, list[bool]] = {'area': [], 'depth': [], 'volume': []}

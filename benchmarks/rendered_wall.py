@@ -4,6 +4,10 @@
 
 60 frames of 2 x 1 m with 70 % overlap, look "fast", simulated depth camera, odometry noise of 2 mm and 0.1 degrees a
 step. What the frames told is kept in `out`, so that a second call only fuses it again.
+
+A second table says what the errors of MEASURED views are made of, by analysis of variance over all walls: what is new
+in every view and what the views of an airhole share, as they are and as they are stated, and what fusing can gain at
+best where no view is better than another: with as many views as there are, and with any number.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.mapping.record import FrameRecord
-from cmml_ros.measurement.defect import Defect, Status
+from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.simulation.camera import render
 from cmml_ros.simulation.light import draw_light
 from cmml_ros.simulation.range_sensor import make_sensor
@@ -106,9 +110,15 @@ def inspect_wall(seed: int, noise_m: float | None, config: InspectorConfig) -> l
     return records
 
 
-def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig) -> Survey:
-    """The map of a pass; which airhole each view is of tells the true pose of its frame."""
+def fuse(
+    seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig
+) -> tuple[Survey, dict[int, list[Array]]]:
+    """The map of a pass, and by airhole `list_errors` of its MEASURED views.
+
+    Which airhole each view is of tells the true pose of its frame.
+    """
     result = Survey(DefectMap(config))
+    errors: dict[int, list[Array]] = {}
     poses = pass_by(*SIZE_M, np.random.default_rng(seed), STEP_M, STEP_DEG)
     for record, (T_true, T_told) in zip(records, poses, strict=True):
         result.drift_m = max(result.drift_m, float(np.linalg.norm(T_told.translation - T_true.translation)))
@@ -124,9 +134,43 @@ def fuse(seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig)
                 and view.volume_status is Status.MEASURED
                 and view.area_m2 <= LARGEST_AREA_RATIO * truth.areas_m2[airhole]
             ):
-                error = view.volume_m3 / truth.volumes_m3[airhole] - 1.0
-                result.single_errors.setdefault(airhole, []).append(error)
-    return result
+                errors.setdefault(airhole, []).append(list_errors(view, truth, airhole))
+    result.single_errors = {airhole: [float(view[-1, 0]) for view in views] for airhole, views in errors.items()}
+    return result, errors
+
+
+def list_errors(view: Measurement, truth: Truth, airhole: int) -> Array:
+    """Error, variance that is stated as new, and as shared, of area, depth and volume over the true ones: (3, 3)."""
+    rows = (
+        (truth.areas_m2, view.area_m2, view.area_std_m2, view.area_systematic_std_m2),
+        (truth.depths_m, view.depth_max_m, view.depth_max_std_m, view.depth_max_systematic_std_m),
+        (truth.volumes_m3, view.volume_m3, view.volume_std_m3, view.volume_systematic_std_m3),
+    )
+    value, std, systematic = np.array([[number / true[airhole] for number in found] for true, *found in rows]).T
+    return np.column_stack([value - 1.0, std**2 - systematic**2, systematic**2])
+
+
+def format_parts(views: list[Array]) -> str:
+    """The second table. views: per airhole, (views, 3, 3) of `list_errors`."""
+    counts = np.array([len(each) for each in views])
+    lines = [
+        f'{counts.sum()} views of {len(views)} airholes\n',
+        '| | new in a view | stated | shared by views | stated | share of variance | stated | gain with these views '
+        '| with any number |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    for row, name in enumerate(('area', 'depth', 'volume')):
+        scatter = sum(float(((each[:, row, 0] - each[:, row, 0].mean()) ** 2).sum()) for each in views)
+        new = scatter / (counts - 1).sum()
+        left = new * float(np.mean(1.0 / counts))
+        shared = max(float(np.mean([each[:, row, 0].mean() ** 2 for each in views])) - left, 1e-12)
+        stated_new, stated_shared = np.concatenate(views)[:, row, 1:].mean(axis=0)
+        lines.append(
+            f'| {name} | {new**0.5:.1%} | {stated_new**0.5:.1%} | {shared**0.5:.1%} | {stated_shared**0.5:.1%} '
+            f'| {shared / (new + shared):.2f} | {stated_shared / (stated_new + stated_shared):.2f} '
+            f'| {((new + shared) / (left + shared)) ** 0.5:.2f} | {((new + shared) / shared) ** 0.5:.2f} |'
+        )
+    return '\n'.join(lines)
 
 
 def name_views(defects: tuple[Defect, ...], T_true: SE3, truth: Truth) -> list[list[int]]:
@@ -175,12 +219,14 @@ def main() -> int:
         '| wall | drift | airholes | found | duplicates | merged | volume gain, RMS | per airhole | median '
         '| area, depth, volume in 95 % |\n|---|---|---|---|---|---|---|---|---|---|'
     )
+    views: list[Array] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         config = InspectorConfig()
         records = load_or_inspect(options.out, seed, options.noise, config)
         scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
         truth = Truth.of(scene)
-        result = fuse(seed, records, truth, config.map)
+        result, errors = fuse(seed, records, truth, config.map)
+        views += [np.array(each) for each in errors.values()]
         figures = judge(truth, result, LARGEST_AREA_RATIO)
         coverage = ', '.join(f'{figures.coverage[name]:.1%}' for name in ('area', 'depth', 'volume'))
         print(
@@ -189,6 +235,7 @@ def main() -> int:
             f'| {figures.volume_gain:.2f} | {figures.paired_gain:.2f} | {figures.median_gain:.2f} | {coverage} |',
             flush=True,
         )
+    print(f'\n{format_parts(views)}')
     return 0
 
 
