@@ -18,9 +18,9 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -30,11 +30,10 @@ from tqdm import tqdm
 from cmml_ros.bag.reader import BagReader, SensorTopics
 from cmml_ros.config import InspectorConfig, ReportConfig, flatten_config
 from cmml_ros.errors import BagError, CmmlError, ConfigError
-from cmml_ros.inspector import Inspector
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.mapping.standard import load_standards
-from cmml_ros.model.checkpoint import find_weights, load_network
+from cmml_ros.model.checkpoint import find_weights, identify
 from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.html import Picture
 from cmml_ros.report.pdf import print_pdf
@@ -44,6 +43,9 @@ from cmml_ros.report.summary import Summary
 from cmml_ros.report.tables import FRAME_COLUMNS, OBSERVATION_COLUMNS, TableWriter, frame_row, observation_row
 from cmml_ros.splits import ReasonCounter, Split, SplitResult, describe_split, inspect_split
 from cmml_ros.version import read_version
+
+if TYPE_CHECKING:  # it brings what compiles and what runs networks, which workers need and their driver does not
+    from cmml_ros.inspector import Inspector
 
 SPLIT_S = 20.0
 _REPORT_PICTURES = 6
@@ -84,21 +86,25 @@ def analyze(
     if bag_out is not None and bag_out.exists():
         raise BagError(f'{bag_out} exists already; name a new folder or remove it')
     # Workers load the network for themselves.
-    inspector = None if workers > 1 or cluster else Inspector(config)
-    model_id = inspector.model_id if inspector else load_network(find_weights(config.detection.model))[1]
+    inspector = None if workers > 1 or cluster else _load_inspector(config)
+    model_id = inspector.model_id if inspector else identify(find_weights(config.detection.model))
     parts = _Parts(out, plan.splits, config, model_id)
-    with tqdm(total=plan.images, unit='frame', disable=None, dynamic_ncols=True, smoothing=0.05) as progress:
+    with contextlib.ExitStack() as files:
+        merge = _Merge(out, config, parts, files)
+        progress = files.enter_context(
+            tqdm(total=plan.images, unit='frame', disable=None, dynamic_ncols=True, smoothing=0.05)
+        )
         progress.update(parts.count_done(plan.images_by_split))
         if inspector is None:
-            _inspect_remotely(plan, parts, config, workers, cluster, progress)
+            inspected = _inspect_remotely(plan, parts, config, workers, cluster, progress)
         else:
-            _inspect_here(plan, parts, config, inspector, progress)
-    with contextlib.ExitStack() as files:
-        results_bag = files.enter_context(ResultsBag(bag_out)) if bag_out is not None else None
-        merge = _Merge(out, config, results_bag, files)
-        for number in range(len(plan.splits)):
-            merge.add(*parts.load(number))
+            inspected = _inspect_here(plan, parts, config, inspector, progress)
+        for _ in files.enter_context(contextlib.closing(inspected)):
+            merge.advance()  # while workers go on
+        progress.close()
         summary = merge.finish(plan, model_id, started_s)
+    if bag_out is not None:
+        merge.write_bag(bag_out)
     if pdf and (note := print_pdf(out / 'report.html', out / 'report.pdf')):
         summary = dataclasses.replace(summary, warnings=(*summary.warnings, note))
     if not parts.missing:
@@ -217,27 +223,29 @@ class _Parts:
     @property
     def missing(self) -> list[int]:
         """Numbers of the splits whose result is not there yet."""
-        return [number for number, path in enumerate(self._paths) if not path.exists()]
+        return [number for number in range(len(self._paths)) if not self.has(number)]
+
+    def has(self, number: int) -> bool:
+        """Whether there is such a split, and its result."""
+        return number < len(self._paths) and self._paths[number].exists()
 
     def count_done(self, images_by_split: Sequence[int]) -> int:
         """Images of the splits that need not be done again."""
         missing = set(self.missing)
         return sum(images for number, images in enumerate(images_by_split) if number not in missing)
 
-    def save(self, number: int, result: SplitResult) -> None:
-        """Keep a result; what is half written when the power goes is not taken for one."""
-        for stamp_ns, picture in result.pictures.items():
+    def save(self, number: int, data: bytes, pictures: Mapping[int, bytes]) -> None:
+        """Keep a result, as bytes and its pictures; what is half written when the power goes is not taken for one."""
+        for stamp_ns, picture in pictures.items():
             (self._overlays / f'{stamp_ns}.jpg').write_bytes(picture)
         unfinished = self._paths[number].with_suffix('.unfinished')
-        unfinished.write_bytes(result.to_bytes())
+        unfinished.write_bytes(data)
         unfinished.replace(self._paths[number])
 
-    def load(self, number: int) -> tuple[SplitResult, str]:
-        """A result, and why there is none."""
+    def load(self, number: int) -> SplitResult:
+        """A result that is there."""
         try:
-            return SplitResult.from_bytes(self._paths[number].read_bytes()), ''
-        except FileNotFoundError:
-            return SplitResult(), 'lost'
+            return SplitResult.from_bytes(self._paths[number].read_bytes())
         except (ValueError, zstandard.ZstdError) as error:
             self._paths[number].unlink()
             raise BagError(
@@ -251,15 +259,17 @@ class _Parts:
 
 def _inspect_here(
     plan: _Plan, parts: _Parts, config: InspectorConfig, inspector: Inspector, progress: tqdm[Any]
-) -> None:
+) -> Generator[None]:
     for number in parts.missing:
         # What an inspector learns about the calibration ends with its split, as it does in a worker.
-        parts.save(number, inspect_split(plan.splits[number], config.sync, inspector.restarted(), progress.update))
+        result = inspect_split(plan.splits[number], config.sync, inspector.restarted(), progress.update)
+        parts.save(number, result.to_bytes(), result.pictures)
+        yield
 
 
 def _inspect_remotely(
     plan: _Plan, parts: _Parts, config: InspectorConfig, workers: int, cluster: str | None, progress: tqdm[Any]
-) -> None:
+) -> Generator[None]:
     """One Ray task per split. A task whose worker dies is started again; one that fails every time is left out."""
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
@@ -298,9 +308,7 @@ def _inspect_remotely(
             done, _ = ray.wait(list(waiting), num_returns=1)
             number = waiting.pop(done[0])
             try:
-                data, pictures, fault = ray.get(done[0])
-                result = SplitResult.from_bytes(data) if data else SplitResult(fault=fault)
-                result.pictures = pictures
+                data, pictures = ray.get(done[0])
             except ray.exceptions.RayError as error:
                 cause = getattr(error, 'cause', None)
                 if isinstance(cause, CmmlError):  # no other split would fare better
@@ -308,20 +316,27 @@ def _inspect_remotely(
                 reason = repr(cause) if cause else str(error).strip().splitlines()[0]
                 progress.write(f'cmml: note: {plan.splits[number].bag}: a split is left out: {reason}')
                 continue
-            parts.save(number, result)
+            parts.save(number, data, pictures)
             progress.update(plan.images_by_split[number])
+            yield
     finally:
         ray.shutdown()
 
 
-@functools.lru_cache(maxsize=1)
 def _load_inspector(config: InspectorConfig) -> Inspector:
-    """In a worker, which does one split after the other and loads the network once."""
+    from cmml_ros.inspector import Inspector
+
     return Inspector(config)
 
 
-def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, dict[int, bytes], str]:
-    """In a worker: the result of `split` as bytes, its pictures, and why there is none."""
+@functools.lru_cache(maxsize=1)
+def _keep_inspector(config: InspectorConfig) -> Inspector:
+    """In a worker, which does one split after the other and loads the network once."""
+    return _load_inspector(config)
+
+
+def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, dict[int, bytes]]:
+    """In a worker: the result of `split` as bytes, and its pictures."""
     import cv2
 
     if read_version() != version:
@@ -330,22 +345,22 @@ def _work(split: Split, config: InspectorConfig, version: str) -> tuple[bytes, d
         )
     cv2.setNumThreads(config.detection.threads)
     try:
-        result = inspect_split(split, config.sync, _load_inspector(config).restarted())
+        result = inspect_split(split, config.sync, _keep_inspector(config).restarted())
     except BagError as error:
-        return b'', {}, str(error)
-    return result.to_bytes(), result.pictures, ''
+        result = SplitResult(fault=str(error))
+    return result.to_bytes(), result.pictures
 
 
 class _Merge:
     """Results of splits, in the order of time, into map, tables and report."""
 
-    def __init__(
-        self, out: Path, config: InspectorConfig, results_bag: ResultsBag | None, files: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, out: Path, config: InspectorConfig, parts: _Parts, files: contextlib.ExitStack) -> None:
         self.problem = ''
         self._config = config
         self._out = out
-        self._results_bag = results_bag
+        self._parts = parts
+        self._next = 0  # number of the split
+        self._ids: list[list[int]] = []  # of each frame
         self._frame_table = files.enter_context(TableWriter(out / 'frames.csv', FRAME_COLUMNS))
         self._observation_table = files.enter_context(TableWriter(out / 'observations.csv', OBSERVATION_COLUMNS))
         self._map = DefectMap(config.map, config.sync.map_frame)
@@ -360,11 +375,13 @@ class _Merge:
         self._faults: list[str] = []
         self._timings_s: dict[str, float] = {}
 
-    def add(self, result: SplitResult, lost: str) -> None:
-        """The next split; lost: why it has no result."""
-        if lost:
-            self._frames['lost splits'] += 1
-            return
+    def advance(self) -> None:
+        """Take the results that are there, in the order of time, up to the first that is not."""
+        while self._parts.has(self._next):
+            self._add(self._parts.load(self._next))
+            self._next += 1
+
+    def _add(self, result: SplitResult) -> None:
         for record in result.frames:
             self._add_frame(record)
         self._counts.update(result.counts)
@@ -376,7 +393,12 @@ class _Merge:
         self.problem = self.problem or result.problem
 
     def finish(self, plan: _Plan, model_id: str, started_s: float) -> Summary:
-        """Write what is known only at the end."""
+        """Take all that is there, and write what is known only at the end."""
+        self.advance()
+        while self._next < len(plan.splits):
+            self._frames['lost splits'] += 1
+            self._next += 1
+            self.advance()
         if self._frames['lost splits']:
             self._faults.append(
                 f'{self._frames["lost splits"]} of {len(plan.splits)} splits were lost with their workers; run it again'
@@ -412,9 +434,16 @@ class _Merge:
         )
         self._remove_old_pictures()
         write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))
-        if self._results_bag is not None:
-            self._results_bag.write_map(snapshot.entries, self._config.sync.map_frame)
         return summary
+
+    def write_bag(self, path: Path) -> None:
+        """After all is merged: the results as a recording."""
+        ids = iter(self._ids)
+        with ResultsBag(path) as bag:
+            for number in filter(self._parts.has, range(self._next)):
+                for record in self._parts.load(number).frames:
+                    bag.write_frame(record, next(ids))
+            bag.write_map(self._map.snapshot().entries, self._config.sync.map_frame)
 
     def _add_frame(self, record: FrameRecord) -> None:
         closeups = {id(defect): closeup for defect, closeup in zip(record.defects, record.closeups, strict=True)}
@@ -431,8 +460,7 @@ class _Merge:
             self._observation_table.write(observation_row(record, defect_id, defect))
             if math.isfinite(defect.measurement.range_noise_m):
                 self._range_noises_m.append(defect.measurement.range_noise_m)
-        if self._results_bag is not None:
-            self._results_bag.write_frame(record, ids)
+        self._ids.append(ids)
         path = self._out / 'overlays' / f'{record.stamp_ns}.jpg'
         self._pictures.append(Picture(path, record.stamp_ns, len(record.defects)))
         self._cameras[f'{record.camera.width} x {record.camera.height} px'] += 1

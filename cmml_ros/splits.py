@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import zstandard
@@ -18,11 +18,13 @@ from cmml_ros.bag.reader import TRANSFORM_TYPE, BagMessage, BagReader, SensorTop
 from cmml_ros.config import SyncConfig
 from cmml_ros.errors import BagError, CmmlError
 from cmml_ros.frame import Frame
-from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.report.overlay import draw_overlay
 from cmml_ros.stream.assembler import Assembler
+
+if TYPE_CHECKING:  # as in analyze.py
+    from cmml_ros.inspector import Inspection, Inspector
 
 _JPEG_QUALITY = 90
 _SPARE_S = 1.0  # beyond what pairing and transforms may wait for

@@ -322,6 +322,7 @@ def test_a_second_call_does_only_what_is_missing(make_bag: MakeBag, tmp_path: Pa
     assert sorted([*done, *inspected]) == STAMPS_NS
     assert [int(row['stamp_ns']) for row in read_table(out / 'frames.csv')] == STAMPS_NS
     assert not (out / 'parts').exists()
+    assert not list(out.glob('*.unfinished'))
 
 
 def test_several_bags_become_one_map_and_a_broken_one_is_told(
@@ -405,10 +406,11 @@ def test_a_driver_that_is_killed_leaves_what_was_done(tmp_path: Path):
     assert driver.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in (out / 'parts').glob('*.zst')}
     assert 1 <= len(kept) < 4
-    assert not (out / 'defects.csv').exists()
+    assert not list(out.glob('*.csv'))  # no table that is not complete
     subprocess.run(arguments, check=True)
     assert [int(row['stamp_ns']) for row in read_table(out / 'frames.csv')] == STAMPS_NS
     assert not (out / 'parts').exists()
+    assert not list(out.glob('*.unfinished'))
 
 
 @pytest.mark.slow

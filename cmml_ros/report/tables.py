@@ -102,11 +102,12 @@ def frame_row(record: FrameRecord) -> Row:
 
 
 class TableWriter:
-    """A CSV file that grows row by row, to be used as a context manager."""
+    """A CSV file that grows row by row, to be used as a context manager; it has its name when it is complete."""
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
         self._columns = tuple(columns)
-        self._file = path.open('w', encoding='utf-8', newline='')
+        self._path, self._unfinished = path, path.with_suffix('.unfinished')
+        self._file = self._unfinished.open('w', encoding='utf-8', newline='')
         self._writer = csv.DictWriter(self._file, self._columns, extrasaction='ignore', lineterminator='\n')
         self._writer.writeheader()
 
@@ -124,6 +125,10 @@ class TableWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+        if exc_type is None:
+            self._unfinished.replace(self._path)
+        else:
+            self._unfinished.unlink()
 
 
 def write_defects(path: Path, entries: Iterable[MapEntry]) -> None:
