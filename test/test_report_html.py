@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot
-from cmml_ros.mapping.grading import Grading
+from cmml_ros.config import DetectionConfig, GradingConfig
+from cmml_ros.geometry.camera import Camera
+from cmml_ros.geometry.transforms import SE3
+from cmml_ros.mapping.defect_map import MapEntry, MapSnapshot, MapView
+from cmml_ros.mapping.grading import Grading, grade
 from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.report.figures import make_sheet
 from cmml_ros.report.html import Picture, write_report
 from cmml_ros.report.summary import Summary
 from cmml_ros.report.text import format_interval, format_quantity, format_utc
@@ -98,7 +102,7 @@ def render(
 def test_the_report_states_the_figures_with_their_deviation(tmp_path: Path):
     page = Page(render(tmp_path))
     (number, keys, texts), *others = page.rows
-    assert (number, texts, others) == (1, ['10.0', '78.5 ± 1.2', '3.10 ± 0.20', '1\u202f234 ± 56'], [])
+    assert (number, texts, others) == (1, ['10.000 ± 0.078', '78.5 ± 1.2', '3.10 ± 0.20', '1\u202f234 ± 56'], [])
     assert keys == [10.0, 78.54, 3.1, 1234.0, 0, None, None, 0.9, 2]
     assert page.details[0]['i'] == ['76.1 to 81.0', '2.71 to 3.49', '1\u202f124 to 1\u202f344']
     assert page.details[0]['p'] == '0.100, 0.000, 2.000'
@@ -134,7 +138,7 @@ def test_unknown_is_a_dash_and_a_bound_is_a_bound(tmp_path: Path):
         volume_upper_bound_m3=12.3e-9,
     )
     page = Page(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=below),)))
-    assert page.rows[0][2] == ['10.0', '78.5 ± 1.2', '–', '< 12.3']
+    assert page.rows[0][2] == ['10.000 ± 0.078', '78.5 ± 1.2', '–', '< 12.3']
     unknown = Measurement.unknown(Status.NO_TRANSFORM, 'no extrinsic')
     page = Page(render(tmp_path, entries=(dataclasses.replace(ENTRY, measurement=unknown),)))
     assert page.rows[0][2] == ['–'] * 4
@@ -172,3 +176,30 @@ def test_intervals_do_not_go_below_zero():
 def test_times():
     assert format_utc(1_700_000_000_123_456_789) == '2023-11-14 22:13:20.123 UTC'
     assert format_utc(12_345_000_000) == '12.345 s'
+
+
+def test_what_no_picture_shows_is_told_and_left_out_of_the_map_also_in_its_middle(tmp_path: Path):
+    # Eight pictures of 0.5 x 0.5 m around a square that none shows.
+    places = [(x_m, z_m) for x_m in (0.25, 0.75, 1.25) for z_m in (0.25, 0.75, 1.25) if (x_m, z_m) != (0.75, 0.75)]
+    camera = Camera(width=1000, height=1000, fx=1000.0, fy=1000.0, cx=499.5, cy=499.5)
+    facing = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+    views = [MapView(0, SE3(facing, np.array([x_m, -0.5, z_m])), camera) for x_m, z_m in places]
+    found = dataclasses.replace(MEASUREMENT, position=np.array([0.2, 0.0, 0.2]), normal=np.array([0.0, -1.0, 0.0]))
+    snapshot = MapSnapshot('map', (dataclasses.replace(ENTRY, measurement=found),), tuple(views), 0.0)
+    grading = grade(snapshot, GradingConfig(), DetectionConfig())
+    assert grading.inspected_m2 == pytest.approx(8 * 0.5**2, rel=0.03)
+    sheet = make_sheet(grading)
+    assert sheet is not None
+    assert sheet.gaps_m2 == pytest.approx(0.25, rel=0.05)
+    around, gap = (
+        np.array([point.split() for point in ring.rstrip('Z').split('L')], float)
+        for ring in sheet.inspected.split('M')[1:]
+    )
+    # Through the middles of inspected cells of 10 mm, which the drawing makes as wide as they are.
+    assert np.ptp(around, axis=0) == pytest.approx([1490, 1490], abs=10)
+    assert np.ptp(gap, axis=0) == pytest.approx([510, 510], abs=21)
+    assert gap.mean(axis=0) == pytest.approx([750, 750], abs=11)
+    write_report(tmp_path / 'report.html', SUMMARY, snapshot, grading)
+    text = (tmp_path / 'report.html').read_text(encoding='utf-8')
+    assert f'the {grading.inspected_m2:.2f} m² that the pictures show' in text
+    assert f'{sheet.gaps_m2:.2f} m² in their midst were not seen' in text

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cmml_ros.mapping.defect_map import MapView
 from cmml_ros.mapping.developed import DevelopedSurface
@@ -36,6 +37,12 @@ class Coverage:
     def area_m2(self) -> float:
         """Area that any picture shows."""
         return float((self.px_per_m > 0.0).sum()) * self.cell_m**2
+
+    @property
+    def gaps_m2(self) -> float:
+        """Area that no picture shows, with what pictures show all around it."""
+        shown = self.px_per_m > 0.0
+        return float((ndimage.binary_fill_holes(shown) & ~shown).sum()) * self.cell_m**2
 
 
 def find_coverage(surface: DevelopedSurface, views: Sequence[MapView]) -> Coverage:

@@ -258,7 +258,7 @@ def _judge_areas(name: str, limit: float, areas: TestAreas) -> tuple[Verdict, st
         best = areas.inspected.max(initial=0.0)
         return Verdict.NOT_GRADED, (
             f'no test area of {areas.side_m * 1e3:.0f} x {areas.side_m * 1e3:.0f} mm was seen whole and finely enough '
-            f'({best:.0%} at best)'
+            f'({100 * best:.0f} % at best)'
         )
     values, stds = (areas.area_m2 * 1e6, areas.area_std_m2 * 1e6) if name == 'area_mm2' else (
         areas.count,

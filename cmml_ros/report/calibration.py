@@ -94,7 +94,7 @@ class Calibration:
                 ('found shift', f'{_vector(1e3 * move, 2, 1e3 * move_std)} mm'),
             ]
         if check.match_count:
-            lines.append(('matches', f'{check.match_count}, {check.inlier_ratio:.0%} of them agree'))
+            lines.append(('matches', f'{check.match_count}, {100 * check.inlier_ratio:.0f} % of them agree'))
         return lines
 
     def document(self) -> dict[str, Any]:

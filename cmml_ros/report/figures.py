@@ -37,8 +37,9 @@ class HeatCell:
 class Sheet:
     """The developed surface as a drawing in mm, y down, (0, 0) at its upper left.
 
-    inspected: path data through the middles of the outermost inspected cells, which are cell_mm wide. rims: path data
-    by status. left, top: u of the left and v of the upper edge, mm. scale_mm: length of the scale bar.
+    inspected: path data through the middles of the outermost inspected cells, which are cell_mm wide, and of those
+    around what was not inspected; to be filled by the even-odd rule. rims: path data by status. left, top: u of the
+    left and v of the upper edge, mm. scale_mm: length of the scale bar. gaps_m2: what was not inspected in its midst.
     """
 
     width: float
@@ -49,6 +50,7 @@ class Sheet:
     cell_mm: float
     rims: dict[Status, str]
     scale_mm: float
+    gaps_m2: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def make_sheet(grading: Grading) -> Sheet | None:
     cell = coverage.cell_m * 1e3
     left, right = coverage.left_m * 1e3 + cell * columns[0], coverage.left_m * 1e3 + cell * (columns[-1] + 1)
     bottom, top = coverage.bottom_m * 1e3 + cell * rows[0], coverage.bottom_m * 1e3 + cell * (rows[-1] + 1)
-    contours, _ = cv2.findContours(seen.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(seen.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     origin = np.array([coverage.left_m, coverage.bottom_m]) * 1e3
     outline = ''.join(
         _path(np.column_stack([(contour[:, 0] + 0.5) * cell + origin[0] - left,
@@ -86,9 +88,8 @@ def make_sheet(grading: Grading) -> Sheet | None:
     width = right - left
     scale = 10.0 ** math.floor(math.log10(width / 3.0))
     scale *= max(factor for factor in (1.0, 2.0, 5.0) if factor * scale <= width / 3.0)
-    return Sheet(
-        width, top - bottom, left, top, outline, cell, {one: data for one, data in rims.items() if data}, scale
-    )
+    shown = {one: data for one, data in rims.items() if data}
+    return Sheet(width, top - bottom, left, top, outline, cell, shown, scale, coverage.gaps_m2)
 
 
 def make_histogram(entries: Sequence[MapEntry]) -> list[Bar]:

@@ -109,12 +109,15 @@ def _with_places(
 def _row(entry: MapEntry, place: tuple[float, float] | None) -> list[Any]:
     """One line of the table: what to sort by, and texts. The script in the template knows the order."""
     found = entry.measurement
+    diameter_m = found.equivalent_diameter_m
+    # As the area of a disc changes with its diameter.
+    diameter_std_m = 2.0 * found.area_std_m2 / (math.pi * diameter_m) if diameter_m > 0.0 else math.nan
     volume = found.volume_m3 if found.volume_status in (Status.MEASURED, Status.SHAPE_PRIOR) else math.nan
     bounded = math.isnan(volume) and math.isfinite(found.volume_upper_bound_m3)
     return [
         entry.defect_id,
         [
-            _sortable(found.equivalent_diameter_m, 1e3),
+            _sortable(diameter_m, 1e3),
             _sortable(found.area_m2, 1e6),
             _sortable(found.depth_max_m, 1e3),
             _sortable(found.volume_upper_bound_m3 if bounded else volume, 1e9),
@@ -125,7 +128,7 @@ def _row(entry: MapEntry, place: tuple[float, float] | None) -> list[Any]:
             entry.observations,
         ],
         [
-            format_quantity(found.equivalent_diameter_m, factor=1e3),
+            format_quantity(diameter_m, diameter_std_m, 1e3),
             format_quantity(found.area_m2, found.area_std_m2, 1e6),
             format_quantity(found.depth_max_m, found.depth_max_std_m, 1e3),
             f'< {format_quantity(found.volume_upper_bound_m3, factor=1e9)}'

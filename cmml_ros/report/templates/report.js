@@ -56,7 +56,9 @@ function section(points) {
   return `<svg viewBox="0 0 240 130" role="img" aria-label="Section: ${low.toFixed(1)} mm deep at most">` +
     `<path d="M${x(left)} ${y(0)}H${x(right)}" stroke="var(--faint)" stroke-dasharray="4 3"/>` +
     `<polyline points="${line}" fill="none" stroke="var(--accent)" stroke-width="1.8"/>` +
-    `<text x="6" y="14" font-size="11">surface</text><text x="234" y="125" font-size="11" text-anchor="end">${(right - left).toFixed(0)} mm wide, ${low.toFixed(1)} mm deep</text></svg>`;
+    // Few readings are no profile, and look it.
+    (points.length > 25 ? '' : points.map(([length, depth]) => `<circle cx="${x(length)}" cy="${y(depth)}" r="3" fill="var(--accent)"/>`).join('')) +
+    `<text x="6" y="14" font-size="11">surface</text><text x="234" y="125" font-size="11" text-anchor="end">section of ${(right - left).toFixed(0)} mm, ${low.toFixed(1)} mm deep</text></svg>`;
 }
 
 function card(row) {
