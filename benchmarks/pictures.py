@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py [--bag BAG] [--out out/pictures]
 
-Writes docs/images/report.jpg (first page), cards.jpg (some cards) and frame.jpg (one camera image with its rims, as
+Writes docs/images/report.jpg (first page), cards.jpg (some cards) and overlay.jpg (one camera image with its rims, as
 RViz shows ~/overlay).
 """
 
@@ -58,7 +58,7 @@ def main() -> int:
         save('cards.jpg', page.locator('#cards').screenshot(), height=1000)
         chromium.close()
     overlays = sorted((result / 'overlays').glob('*.jpg'))
-    cv2.imwrite(str(IMAGES / 'frame.jpg'), cv2.imread(str(overlays[len(overlays) // 2])), QUALITY)
+    cv2.imwrite(str(IMAGES / 'overlay.jpg'), cv2.imread(str(overlays[len(overlays) // 2])), QUALITY)
     print(*sorted(IMAGES.glob('*.jpg')), sep='\n')
     return 0
 

@@ -154,7 +154,8 @@ def test_wide_and_deep_voids_fail_alone():
     unknown = make_entry(9, 0.4, 0.2, depth_max_m=math.nan, volume_status=Status.NO_POINTS)
     _, aci = grade(make_snapshot(*corners(), unknown), GradingConfig(), DetectionConfig()).grades
     assert {one.verdict for one in aci.classes} == {Verdict.UNDECIDED}
-    assert 'depth of 1 airholes unknown' in aci.classes[0].reason
+    # The largest of the others is 0.3 diameters deep.
+    assert aci.classes[0].reason == 'depth of 1 airhole unknown, of the others 2.4 mm at most (limit 12.7)'
 
 
 def test_a_bound_on_the_depth_can_meet_a_limit_but_not_exceed_it():
@@ -171,7 +172,10 @@ def test_a_bound_on_the_depth_can_meet_a_limit_but_not_exceed_it():
         )
         _, aci = grade(make_snapshot(*corners(), shallow), GradingConfig(), DetectionConfig()).grades
         assert aci.classes[0].verdict is verdict
-    assert 'depth of 1 may be up to 16.0 mm (limit 12.7)' in aci.classes[0].reason
+    assert aci.classes[0].reason == 'depth of 1 may be up to 16.0 mm (limit 12.7)'
+    unknown = make_entry(10, 0.4, 0.4, depth_max_m=math.nan, volume_status=Status.NO_POINTS)
+    _, aci = grade(make_snapshot(*corners(), shallow, unknown), GradingConfig(), DetectionConfig()).grades
+    assert aci.classes[0].reason == 'depth of 1 airhole unknown, depth of 1 may be up to 16.0 mm (limit 12.7)'
 
 
 def test_whether_any_class_is_met_follows_the_least_strict_one():

@@ -239,17 +239,21 @@ def _judge_limit(
     margins = UPPER_95 * np.nan_to_num(stds)
     over = known & ~bounded & (values - margins > limit)
     doubtful = known & ~over & (values + margins > limit)
-    largest = f'{what} {values[known].max():.1f} mm at most' if known.any() else f'no {what} known'
+    largest = f'{values[known].max():.1f} mm at most' if known.any() else f'no {what} known'
     if over.any():
         count, by_prior = int(over.sum()), int((over & guessed).sum())
         found = f'{count} airhole{"s" if count > 1 else ""} above {limit:g} mm in {what}'
         return Verdict.EXCEEDED, f'{found} ({by_prior} of them by the shape prior)' if by_prior else found
+    doubts = []
     if unknown:
-        return Verdict.UNDECIDED, f'{what} of {unknown} airholes unknown, {largest} (limit {limit:g})'
+        doubts.append(f'{what} of {unknown} airhole{"s" if unknown > 1 else ""} unknown')
     if doubtful.any():
-        highest = (values + margins)[doubtful].max()
-        return Verdict.UNDECIDED, f'{what} of {doubtful.sum()} may be up to {highest:.1f} mm (limit {limit:g})'
-    return Verdict.MET, f'{largest} (limit {limit:g})'
+        doubts.append(f'{what} of {doubtful.sum()} may be up to {(values + margins)[doubtful].max():.1f} mm')
+    elif unknown and known.any():
+        doubts.append(f'of the others {largest}')
+    if doubts:
+        return Verdict.UNDECIDED, f'{", ".join(doubts)} (limit {limit:g})'
+    return Verdict.MET, f'{what} {largest} (limit {limit:g})' if known.any() else f'{largest} (limit {limit:g})'
 
 
 def _judge_areas(name: str, limit: float, areas: TestAreas) -> tuple[Verdict, str]:
