@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -379,6 +380,20 @@ def test_bad_input_has_a_status_and_a_reason() -> None:
     (m,) = run([mask], ProjectedCloud(spoiled, cloud.pixels))
     assert m.volume_status == Status.MEASURED
     assert m.volume_m3 == pytest.approx(wall.caps[0].volume, rel=0.05)
+
+
+@pytest.mark.parametrize('reach_px', [0.5, 2.0, 4.3, 11.7])
+def test_what_is_near_a_mask_is_so_by_the_distance_of_opencv(reach_px: float) -> None:
+    rng = np.random.default_rng(16)
+    coverage = cv2.GaussianBlur(rng.random((30, 40)).astype(np.float32), (0, 0), 3.0)
+    level, left, top = float(np.median(coverage)), 25, -4  # spots, some of them cut by the border
+    window = np.pad(coverage < level, 20, constant_values=True).astype(np.uint8)
+    distance = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_5)
+    occupied = np.zeros((60, 80), bool)
+    edge = measure_module._find_edge(coverage, level, left, top)
+    measure_module._mark_near(occupied, coverage, level, left, top, edge, reach_px)
+    seen = distance[20 - top : 70, :]
+    np.testing.assert_array_equal(occupied[: len(seen), left - 20 : left + 55], seen[:, :75] < reach_px)
 
 
 def count_compiled() -> int:

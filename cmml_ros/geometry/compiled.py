@@ -7,7 +7,7 @@ edit would go unnoticed. `select` is the exception: remove __pycache__ (`make cl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -16,21 +16,27 @@ from numpy.typing import NDArray
 ScalarT = TypeVar('ScalarT', bound=np.generic)
 FunctionT = TypeVar('FunctionT', bound=Callable[..., object])
 
+_OPTIONS: dict[str, Any] = {'nogil': True, 'error_model': 'numpy', 'fastmath': {'reassoc', 'contract'}}
+
 
 def compiled(function: FunctionT) -> FunctionT:
     """`function` in machine code, with the rules of numpy for division by zero; other threads go on meanwhile.
+
+    Sums come in the order that is fastest, so the last digits may differ between machines.
 
     Kept beside its source, or in the user's cache when that cannot be written, or where NUMBA_CACHE_DIR says; compiled
     again in every process when there is no such place.
     """
     try:
-        return cast(FunctionT, numba.njit(cache=True, nogil=True, error_model='numpy')(function))
+        return cast(FunctionT, numba.njit(cache=True, **_OPTIONS)(function))
     except RuntimeError:  # numba's word for "nowhere to write"
-        return cast(FunctionT, numba.njit(nogil=True, error_model='numpy')(function))
+        return cast(FunctionT, numba.njit(**_OPTIONS)(function))
 
 
 def as_compiled(values: NDArray[ScalarT]) -> NDArray[ScalarT]:
     """`values` as compiled functions take them: for another layout or a read-only array they would be compiled anew."""
+    if values.flags.carray:
+        return values
     return np.require(values, values.dtype, ['C', 'W'])
 
 

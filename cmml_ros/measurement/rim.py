@@ -280,15 +280,16 @@ def _find_corners(coverage: NDArray[np.float32], left: int, top: int) -> tuple[N
     """Corners of the covered pixels: their numbers, (h + 1, w + 1), and where they are in the image, (n, 2)."""
     height, width = coverage.shape
     numbers = np.full((height + 1, width + 1), -1)
-    places = np.empty(((height + 1) * (width + 1), 2))
+    for row in range(height):
+        for column in range(width):
+            if coverage[row, column] > 0.0:
+                numbers[row, column] = numbers[row, column + 1] = 0
+                numbers[row + 1, column] = numbers[row + 1, column + 1] = 0
+    places = np.empty((numbers.size, 2))
     count = 0
     for row in range(height + 1):
         for column in range(width + 1):
-            covered = False
-            for v in range(max(row - 1, 0), min(row + 1, height)):
-                for u in range(max(column - 1, 0), min(column + 1, width)):
-                    covered = covered or coverage[v, u] > 0.0
-            if covered:
+            if numbers[row, column] == 0:
                 numbers[row, column] = count
                 places[count, 0] = left + column - 0.5
                 places[count, 1] = top + row - 0.5

@@ -224,6 +224,7 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
         grid.fine_kernel,
         grid.fine_variance,
         grid.steepness,
+        grid.steepness_kernel,
         grid.fine_steepness,
     )
     return CavityPosterior(Posterior(*depth_max), Posterior(*volume), volume_prior_std, unseen_share)
@@ -247,6 +248,7 @@ class _Grid:
     fine_kernel: Array
     fine_variance: Array
     steepness: Array
+    steepness_kernel: Array
     fine_steepness: Array
 
 
@@ -261,6 +263,7 @@ def _grid() -> _Grid:
     places *= np.minimum(1.0, (1.0 - 0.5 / _CELLS) / np.hypot(places[:, 0], places[:, 1]))[:, None]
     fine = spread(2 * _CELLS + 1)  # one of them in the middle, where most are deepest
     fine = fine[np.hypot(fine[:, 0], fine[:, 1]) < 1.0]
+    steepness = _steepness(places)
     return _Grid(
         places,
         fine,
@@ -269,8 +272,9 @@ def _grid() -> _Grid:
         _kernel(places, places),
         _kernel(places, fine),
         _taper(fine) ** 2,
-        _steepness(places),
-        _steepness(fine),
+        steepness,
+        steepness @ steepness.T,
+        np.ascontiguousarray(_steepness(fine).T),
     )
 
 
@@ -311,9 +315,12 @@ def _stretch(x: float, y: float, angles: Array, stretch: Array) -> float:
             first = middle + 1
         else:
             last = middle
-    after = first % len(angles)
-    span = (angles[after] - angles[after - 1]) % (2.0 * math.pi)
-    share = ((angle - angles[after - 1]) % (2.0 * math.pi)) / span if span > 0.0 else 0.0
+    after = first if first < len(angles) else 0
+    span, beyond = angles[after] - angles[after - 1], angle - angles[after - 1]
+    if after == 0:  # across the turn from pi to -pi
+        span += 2.0 * math.pi
+        beyond += 2.0 * math.pi if first == 0 else 0.0
+    share = beyond / span if span > 0.0 else 0.0
     there: float = stretch[after - 1] + share * (stretch[after] - stretch[after - 1])
     return max(there, _MIN_STRETCH)
 
@@ -329,10 +336,14 @@ def _cell_number(x: float, y: float) -> int:
 @compiled
 def _sum_by_cell(positions: Array, areas: Array, radius: float, angles: Array, stretch: Array) -> Array:
     cells = np.zeros(_CELLS * _CELLS)
+    least, most = radius * max(stretch.min(), _MIN_STRETCH), radius * max(stretch.max(), _MIN_STRETCH)
     for i in range(len(areas)):
         x, y = positions[i]
-        circle = radius * _stretch(x, y, angles, stretch)
-        cells[_cell_number(x / circle, y / circle)] += areas[i]
+        cell = _cell_number(x / least, y / least)
+        if cell != _cell_number(x / most, y / most):  # else its direction does not matter
+            circle = radius * _stretch(x, y, angles, stretch)
+            cell = _cell_number(x / circle, y / circle)
+        cells[cell] += areas[i]
     return cells
 
 
@@ -674,21 +685,29 @@ def _find_excess(innovation: Array, solved: Array, lower: Array, white_variances
     s tr((K^-1 S)^2) + tr(K^-1 S K^-1 W). The cap's free depth takes one from the count.
     """
     count = len(innovation)
-    # columns of the inverse of the factor, in rows
-    columns = np.zeros((count, count))
-    for j in range(count):
-        x = columns[j]
-        x[j] = 1.0 / lower[j, j]
-        for i in range(j + 1, count):
-            x[i] = -_dot(lower[i, j:i], x[j:i]) / lower[i, i]
+    # The inverse of the factor, row by row; and what it makes, the inverse of K, below the diagonal.
+    whitening, inverse = np.zeros((count, count)), np.zeros((count, count))
+    for i in range(count):
+        row = whitening[i]
+        for j in range(i):
+            above, share = whitening[j, : j + 1], lower[i, j]
+            for k in range(len(above)):
+                row[k] -= share * above[k]
+        row[i] = 1.0
+        for j in range(i + 1):
+            row[j] /= lower[i, i]
+        for j in range(i + 1):
+            beside, before, share = inverse[j, : j + 1], row[: j + 1], row[j]
+            for k in range(len(beside)):
+                beside[k] += share * before[k]
     # K^-1 S = 1 - K^-1 W
     trace, square_trace, shown = 0.0, 0.0, 0.0
     for i in range(count):
         shown += solved[i] * (innovation[i] - white_variances[i] * solved[i])
-        trace += _dot(columns[i, i:], columns[i, i:]) * white_variances[i]
+        trace += inverse[i, i] * white_variances[i]
         for j in range(i + 1):
-            inverse = _dot(columns[i, i:], columns[j, i:])
-            square_trace += (1.0 if i == j else 2.0) * inverse * inverse * white_variances[i] * white_variances[j]
+            both = (1.0 if i == j else 2.0) * white_variances[i] * white_variances[j]
+            square_trace += both * inverse[i, j] * inverse[i, j]
     shown -= trace - square_trace
     expected = max(count - 2.0 * trace + square_trace - 1.0, 0.0)
     return max((_PRIOR_CELLS + shown) / (_PRIOR_CELLS + expected), _MIN_EXCESS)
@@ -740,6 +759,7 @@ def _infer_cavity(
     fine_kernel: Array,
     fine_variance: Array,
     steepness: Array,
+    steepness_kernel: Array,
     fine_steepness: Array,
 ) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], float, float]:
     """Posteriors of volume and greatest depth, the volume's prior deviation, and the unseen share of the opening."""
@@ -759,12 +779,12 @@ def _infer_cavity(
     count = len(numbers)
     covariance, innovation = np.empty((count, count)), np.empty(count)
     for i in range(count):
-        row, steep = kernel[numbers[i]], steepness[numbers[i]]
+        row, steep = kernel[numbers[i]], steepness_kernel[numbers[i]]
         for j in range(i + 1):
             covariance[i, j] = (
                 field_variance * row[numbers[j]]
                 + depth_variance * by_depth[i] * by_depth[j]
-                + steep_variance * _dot(steep, steepness[numbers[j]])
+                + steep_variance * steep[numbers[j]]
             )
         covariance[i, i] += variances[i]
         innovation[i] = deviations[i] - by_depth[i] * shift
@@ -809,14 +829,18 @@ def _infer_cavity(
             mean[place] += share * row[place]
         for term in range(len(steepened)):
             steepened[term] += steep_variance * solved[i] * steepness[numbers[i], term]
+    for term in range(len(steepened)):
+        row, share = fine_steepness[term], steepened[term]
+        for place in range(len(mean)):
+            mean[place] += share * row[place]
     quadric = _quadric(radius, depth)
     deepest, greatest, cap_there, slope_there = 0, -math.inf, 0.0, 0.0
     for place in range(len(fine)):
         cap, slope = _trace_ray(radius * fine[place, 0], radius * fine[place, 1], 0.0, 0.0, radius, quadric)
-        mean[place] += cap + slope * change + _dot(fine_steepness[place], steepened)
+        mean[place] += cap + slope * change
         if mean[place] > greatest:
             deepest, greatest, cap_there, slope_there = place, mean[place], cap, slope
-    there = fine_steepness[deepest]
+    there = fine_steepness[:, deepest].copy()
     for i in range(count):
         gain[i] = slope_there * depth_variance * by_depth[i] + field_variance * fine_kernel[numbers[i], deepest]
         gain[i] += steep_variance * _dot(steepness[numbers[i]], there)
