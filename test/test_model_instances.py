@@ -33,6 +33,25 @@ def test_touching_airholes_are_parted_along_their_rim():
     )
 
 
+@pytest.mark.parametrize(('left_px', 'right_px'), [(4.5, 4.5), (6.0, 4.5), (30.0, 22.0)])
+def test_touching_airholes_are_parted_at_a_neck_where_no_rim_is_seen(left_px: float, right_px: float):
+    left, right = disc(left_px, 50, 60), disc(right_px, 50 + 0.95 * (left_px + right_px), 60)
+    masks = split_instances(np.maximum(left, right), np.zeros((120, 160), np.float32), DetectionConfig())
+    areas_px = [mask.area_px for mask in sorted(masks, key=lambda mask: mask.left)]
+    assert areas_px == pytest.approx([np.pi * left_px**2, np.pi * right_px**2], rel=0.12)
+
+
+def test_a_bean_a_star_and_a_slot_are_one_airhole_each():
+    no_rim = np.zeros((120, 160), np.float32)
+    bean = np.maximum.reduce([disc(8, 50 + 4 * step, 60 - 0.4 * step**2) for step in range(-3, 4)])
+    slot = np.maximum.reduce([disc(4, 40 + 2 * step, 60) for step in range(20)])
+    rows, columns = np.mgrid[:120, :160]
+    angle = np.arctan2(rows - 60, columns - 80)
+    star = (np.hypot(rows - 60, columns - 80) < 20 + 6 * np.cos(5 * angle)).astype(np.float32)
+    for shape in (bean, slot, star):
+        assert len(split_instances(shape, no_rim, DetectionConfig())) == 1
+
+
 def test_a_blob_at_the_border_is_flagged():
     (mask,) = split_instances(disc(10, 4, 50), np.zeros((120, 160), np.float32), DetectionConfig())
     assert mask.touches_border
