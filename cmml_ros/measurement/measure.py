@@ -125,23 +125,19 @@ def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _PointMap:
-    """Points by the pixel they project to.
+    """The usable points, tile by tile along rows of tiles, and in a tile in the order of the cloud.
 
-    points: (N, 3) camera frame, pixels: (N, 2) where they project to. order: numbers of the usable points, tile by tile
-    along rows of tiles, and in a tile in the order of the cloud. starts: (rows, columns + 1) where in `order` a tile
-    begins.
+    points: (N, 3) camera frame, pixels: (N, 2) where they project to. starts: (rows, columns + 1) where a tile begins.
     """
 
     points: Array
     pixels: Array
-    order: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     @classmethod
     def from_cloud(cls, projected: ProjectedCloud, camera: Camera) -> _PointMap:
         points, pixels = as_compiled(projected.points_camera), as_compiled(projected.pixels)
-        order, starts = _sort_by_tile(points, pixels, camera.width, camera.height)
-        return cls(points, pixels, order, starts)
+        return cls(*_sort_by_tile(points, pixels, camera.width, camera.height))
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +322,6 @@ def _fit_around(
         found = _select_ring(
             points.points,
             points.pixels,
-            points.order,
             points.starts,
             (left, top, right - left, bottom - top),
             occupied,
@@ -372,7 +367,6 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
     return _select_inside(
         points.points,
         points.pixels,
-        points.order,
         points.starts,
         rim.coverage,
         rim.left,
@@ -382,8 +376,8 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
 
 
 @compiled
-def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`order` and `starts` of a `_PointMap`."""
+def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tuple[Array, Array, NDArray[np.int64]]:
+    """The fields of a `_PointMap`."""
     columns, rows = width // _TILE_PX + 1, height // _TILE_PX + 1
     tiles = np.empty(len(points), np.int32)
     counts = np.zeros(columns * rows + 1, np.int64)
@@ -401,12 +395,14 @@ def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tupl
     for row in range(rows):
         for column in range(columns + 1):
             starts[row, column] = counts[row * columns + column]
-    order = np.empty(counts[-1], np.int64)
+    sorted_points, sorted_pixels = np.empty((counts[-1], 3)), np.empty((counts[-1], 2))
     for i in range(len(points)):
         if tiles[i] >= 0:
-            order[counts[tiles[i]]] = i
+            at = counts[tiles[i]]
             counts[tiles[i]] += 1
-    return order, starts
+            sorted_points[at, 0], sorted_points[at, 1], sorted_points[at, 2] = points[i]
+            sorted_pixels[at, 0], sorted_pixels[at, 1] = pixels[i]
+    return sorted_points, sorted_pixels, starts
 
 
 @compiled
@@ -468,22 +464,17 @@ def _mark_near(
 
 
 @compiled
-def _find_near(
-    order: NDArray[np.int64], starts: NDArray[np.int64], left: int, top: int, width: int, height: int
-) -> NDArray[np.int64]:
-    """Numbers of the points in all tiles that a box of pixels touches."""
+def _find_near(starts: NDArray[np.int64], left: int, top: int, width: int, height: int) -> NDArray[np.int64]:
+    """Numbers, (n, 2), of the first point of a row of tiles that a box of pixels touches and of that after its last."""
     rows, columns = starts.shape
     first, last = max(left, 0) // _TILE_PX, min(max(left + width - 1, 0) // _TILE_PX, columns - 2)
     low, high = max(top, 0) // _TILE_PX, min(max(top + height - 1, 0) // _TILE_PX, rows - 1)
-    most = 0
-    for row in range(low, high + 1):
-        most += starts[row, last + 1] - starts[row, first]
-    near = np.empty(max(most, 0), np.int64)
-    count = 0
-    for row in range(low, high + 1):
-        for i in range(starts[row, first], starts[row, last + 1]):
-            near[count] = order[i]
-            count += 1
+    near = np.zeros((max(high - low + 1, 0), 2), np.int64)
+    for row in range(len(near)):
+        near[row, 0], near[row, 1] = (
+            starts[low + row, first],
+            max(starts[low + row, last + 1], starts[low + row, first]),
+        )
     return near
 
 
@@ -491,7 +482,6 @@ def _find_near(
 def _select_ring(
     points: Array,
     pixels: Array,
-    order: NDArray[np.int64],
     starts: NDArray[np.int64],
     box: tuple[int, int, int, int],
     occupied: NDArray[np.bool_],
@@ -504,25 +494,26 @@ def _select_ring(
     box: left, top, width and height of what lies so near.
     """
     left, top, width, height = box
-    near = _find_near(order, starts, left, top, width, height)
-    found = np.empty(len(near), np.int64)
+    near = _find_near(starts, left, top, width, height)
+    found = np.empty((near[:, 1] - near[:, 0]).sum(), np.int64)
     count = 0
     # Farther from the middle than that is too far from the edge, too.
     middle_u, middle_v, beyond = left + width // 2, top + height // 2, 0.0
     for i in range(len(edge)):
         beyond = max(beyond, reach_px + _chamfer(edge[i, 0] - middle_u, edge[i, 1] - middle_v))
     at = 0
-    for number in near:
-        u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
-        if _chamfer(u - middle_u, v - middle_v) > beyond or occupied[v, u]:
-            continue
-        # Neighbours in the tile are near the same pixel of the edge.
-        for _ in range(len(edge)):
-            if _chamfer(u - edge[at, 0], v - edge[at, 1]) <= reach_px:
-                found[count] = number
-                count += 1
-                break
-            at = at + 1 if at + 1 < len(edge) else 0
+    for row in range(len(near)):
+        for number in range(near[row, 0], near[row, 1]):
+            u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
+            if _chamfer(u - middle_u, v - middle_v) > beyond or occupied[v, u]:
+                continue
+            # Neighbours in the tile are near the same pixel of the edge.
+            for _ in range(len(edge)):
+                if _chamfer(u - edge[at, 0], v - edge[at, 1]) <= reach_px:
+                    found[count] = number
+                    count += 1
+                    break
+                at = at + 1 if at + 1 < len(edge) else 0
     return _take(points, found[:count][:: count // max_points + 1])
 
 
@@ -539,7 +530,6 @@ def _take(points: Array, numbers: NDArray[np.int64]) -> Array:
 def _select_inside(
     points: Array,
     pixels: Array,
-    order: NDArray[np.int64],
     starts: NDArray[np.int64],
     coverage: NDArray[np.float32],
     left: int,
@@ -548,19 +538,20 @@ def _select_inside(
 ) -> Array:
     """Points where the coverage, bilinear between the centres of its pixels, is at least that."""
     height, width = coverage.shape
-    near = _find_near(order, starts, left, top, width, height)
-    found = np.empty(len(near), np.int64)
+    near = _find_near(starts, left, top, width, height)
+    found = np.empty((near[:, 1] - near[:, 0]).sum(), np.int64)
     count = 0
-    for number in near:
-        u, v = pixels[number, 0] - left, pixels[number, 1] - top
-        if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
-            u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
-            column, below = int(u), int(v)
-            right, bottom = min(column + 1, width - 1), min(below + 1, height - 1)
-            share_u, share_v = u - column, v - below
-            upper = coverage[below, column] * (1.0 - share_u) + coverage[below, right] * share_u
-            lower = coverage[bottom, column] * (1.0 - share_u) + coverage[bottom, right] * share_u
-            if upper * (1.0 - share_v) + lower * share_v >= least:
-                found[count] = number
-                count += 1
+    for row in range(len(near)):
+        for number in range(near[row, 0], near[row, 1]):
+            u, v = pixels[number, 0] - left, pixels[number, 1] - top
+            if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
+                u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
+                column, below = int(u), int(v)
+                right, bottom = min(column + 1, width - 1), min(below + 1, height - 1)
+                share_u, share_v = u - column, v - below
+                upper = coverage[below, column] * (1.0 - share_u) + coverage[below, right] * share_u
+                lower = coverage[bottom, column] * (1.0 - share_u) + coverage[bottom, right] * share_u
+                if upper * (1.0 - share_v) + lower * share_v >= least:
+                    found[count] = number
+                    count += 1
     return _take(points, found[:count][::1])

@@ -102,15 +102,12 @@ def see_rims(masks: Sequence[InstanceMask], camera: Camera) -> list[SeenRim | No
     pixels: list[Array] = []
     for mask in masks:
         coverage = as_compiled(mask.coverage)
-        area_px, column, row, peak = _sum_up(coverage)
+        area_px, level, perimeter_px, length, corners, places = _see(coverage, mask.left, mask.top)
         if not (math.isfinite(area_px) and area_px > 0.0):
             outlined.append(None)
             continue
-        level = 0.5 * min(1.0, peak)
-        outline_px = _trace_outline(coverage, mask.left, mask.top, level)
-        corners, corners_px = _find_corners(coverage, mask.left, mask.top)
-        pixels.append(np.concatenate([corners_px, outline_px, [[mask.left + column, mask.top + row]]]))
-        perimeter_px = _perimeter(outline_px)
+        pixels.append(places)
+        outline_px = places[-1 - length : -1]
         outlined.append(
             partial(SeenRim, coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, corners)
         )
@@ -295,6 +292,27 @@ def _find_corners(coverage: NDArray[np.float32], left: int, top: int) -> tuple[N
                 places[count, 1] = top + row - 0.5
                 count += 1
     return numbers, places[:count]
+
+
+@compiled
+def _see(
+    coverage: NDArray[np.float32], left: int, top: int
+) -> tuple[float, float, float, int, NDArray[np.int64], Array]:
+    """Area and level of a `SeenRim`, its perimeter, the length of its outline, its corners, and places in the image.
+
+    Places: those that its `rays` go through, (C + n + 1, 2); none unless the area is finite and above zero.
+    """
+    area, column, row, peak = _sum_up(coverage)
+    if not (math.isfinite(area) and area > 0.0):
+        return area, 0.0, 0.0, 0, np.empty((0, 0), np.int64), np.empty((0, 2))
+    level = 0.5 * min(1.0, peak)
+    outline = _trace_outline(coverage, left, top, level)
+    numbers, corners = _find_corners(coverage, left, top)
+    places = np.empty((len(corners) + len(outline) + 1, 2))
+    places[: len(corners)] = corners
+    places[len(corners) : -1] = outline
+    places[-1, 0], places[-1, 1] = left + column, top + row
+    return area, level, _perimeter(outline), len(outline), numbers, places
 
 
 @compiled
