@@ -390,8 +390,7 @@ def test_what_is_near_a_mask_is_so_by_the_distance_of_opencv(reach_px: float) ->
     window = np.pad(coverage < level, 20, constant_values=True).astype(np.uint8)
     distance = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_5)
     occupied = np.zeros((60, 80), bool)
-    edge = measure_module._find_edge(coverage, level, left, top)
-    measure_module._mark_near(occupied, coverage, level, left, top, edge, reach_px)
+    measure_module._mark_near(occupied, coverage, level, left, top, reach_px)
     seen = distance[20 - top : 70, :]
     np.testing.assert_array_equal(occupied[: len(seen), left - 20 : left + 55], seen[:, :75] < reach_px)
 

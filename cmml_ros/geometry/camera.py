@@ -102,7 +102,9 @@ class Camera:
         y = (v - self.cy) / self.fy
         if self.model == 'equidistant' or any(self.distortion):
             x, y = self._undistort(x, y)
-        return np.stack([x, y, np.ones_like(x)], axis=1)
+        rays = np.ones((len(x), 3))
+        rays[:, 0], rays[:, 1] = x, y
+        return rays
 
     def unproject(self, pixels: ArrayLike, ranges_m: ArrayLike) -> Array:
         """Points seen at `pixels`, in the camera's optical frame.

@@ -164,11 +164,12 @@ def fit_surface(
         raise SurfaceError(f'{len(points)} points around the rim are no surface')
     sight = as_compiled(sight)
     ring = _Ring(*_see_ring(as_compiled(points), sight, 0.5 * patch_angle_rad))
-    plane = _refine(_fit_plane(ring, sight), ring, 3, range_noise_m)
+    origin, axes = _find_plane(ring, sight)
+    plane = _refine(origin, axes, np.zeros(6), ring, 3, range_noise_m)
     if plane.leverage > _MAX_LEVERAGE:
         raise SurfaceError('all points lie to one side of the airhole')
     if len(points) >= _QUADRIC_POINTS and plane.curvature_p < _BEND_SIGNIFICANCE:
-        quadric = _refine(plane.surface, ring, 6, range_noise_m)
+        quadric = _refine(origin, axes, plane.surface.coefficients.copy(), ring, 6, range_noise_m)
         if quadric.leverage < _MAX_LEVERAGE:
             if quadric.curvature_p < curvature_significance:
                 return quadric.surface
@@ -211,21 +212,22 @@ class _Fit:
     curvature_p: float
 
 
-def _fit_plane(ring: _Ring, sight: Array) -> Surface:
-    """The plane, robustly from nothing."""
+def _find_plane(ring: _Ring, sight: Array) -> tuple[Array, Array]:
+    """Origin and axes of a `Surface` that is the plane, robustly from nothing."""
     spread, cosine, origin, axes = _start_plane(ring.directions, ring.ranges, sight)
     if not spread > _MIN_ASPECT**2:
         raise SurfaceError('all points around the rim lie on one line')
     if not cosine > _MIN_COSINE:
         raise SurfaceError('the surface around the rim is seen edge-on')
-    return Surface(origin, axes, np.zeros(6), np.zeros((6, 6)), 0.0, 0.0, len(ring.ranges))
+    return origin, axes
 
 
-def _refine(start: Surface, ring: _Ring, terms: int, range_noise_m: float | None) -> _Fit:
-    """`start` with its first `terms` coefficients fitted, Gauss-Newton on the residuals along the rays."""
-    coefficients = start.coefficients.copy()
+def _refine(
+    origin: Array, axes: Array, coefficients: Array, ring: _Ring, terms: int, range_noise_m: float | None
+) -> _Fit:
+    """The surface with the first `terms` of `coefficients` fitted in place, Gauss-Newton on residuals along rays."""
     scale, missed, weight, mean_cosine, unscaled, wald, patches = _refine_coefficients(
-        coefficients, start.origin, start.axes, ring.directions, ring.ranges, ring.patches, ring.patch_count, terms
+        coefficients, origin, axes, ring.directions, ring.ranges, ring.patches, ring.patch_count, terms
     )
     if missed > _MAX_MISSED:
         raise SurfaceError('the surface around the rim is seen edge-on')
@@ -236,13 +238,13 @@ def _refine(start: Surface, ring: _Ring, terms: int, range_noise_m: float | None
     patch_std, design_effect = _correlated_part(*patches, noise, terms)
     variance = noise**2 * design_effect
     surface = Surface(
-        start.origin,
-        start.axes,
+        origin,
+        axes,
         coefficients,
         variance * unscaled,
         range_noise_m=noise,
         patch_std_m=patch_std * mean_cosine,
-        point_count=start.point_count,
+        point_count=len(ring.ranges),
     )
     curvature_p = float(fdtrc(3, len(ring.ranges) - 6, wald / (3.0 * variance)))
     return _Fit(surface, least_variance * weight / mean_cosine**2, curvature_p)

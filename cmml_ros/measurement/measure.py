@@ -157,8 +157,7 @@ class _Ring:
         """Marks in `occupied`, (height, width), the pixels nearer than the gap: too near to show undamaged surface."""
         gap_px = max(config.gap_ratio * rim.diameter_px, config.min_gap_px)
         width_px = max(config.width_ratio * rim.diameter_px, config.min_width_px)
-        edge = _find_edge(rim.coverage, rim.level, rim.left, rim.top)
-        _mark_near(occupied, rim.coverage, rim.level, rim.left, rim.top, edge, gap_px)
+        edge = _mark_near(occupied, rim.coverage, rim.level, rim.left, rim.top, gap_px)
         return cls(rim, gap_px, width_px, edge)
 
 
@@ -442,15 +441,14 @@ def _mark_near(
     level: float,
     left: int,
     top: int,
-    edge: NDArray[np.int64],
     reach_px: float,
-) -> None:
-    """Marks the pixels of the image nearer than `reach_px` to a mask, itself included."""
+) -> NDArray[np.int64]:
+    """Marks the pixels of the image nearer than `reach_px` to a mask, itself included; returns its edge."""
     for row in range(max(0, -top), min(coverage.shape[0], occupied.shape[0] - top)):
         for column in range(max(0, -left), min(coverage.shape[1], occupied.shape[1] - left)):
             if coverage[row, column] >= level:
                 occupied[top + row, left + column] = True
-    rows = math.ceil(reach_px)
+    edge, rows = _find_edge(coverage, level, left, top), math.ceil(reach_px)
     halves = np.full(rows + 1, -1)  # of the rows of what lies nearer than that to one pixel
     for row in range(rows + 1):
         while _chamfer(halves[row] + 1.0, row) < reach_px:
@@ -461,6 +459,7 @@ def _mark_near(
             half = halves[abs(row - v)]
             for column in range(max(u - half, 0), min(u + half + 1, occupied.shape[1])):
                 occupied[row, column] = True
+    return edge
 
 
 @compiled

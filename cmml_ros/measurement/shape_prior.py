@@ -282,20 +282,19 @@ def _grid() -> _Grid:
 def _sort_by_angle(rim: Array, radius: float) -> tuple[Array, Array]:
     """`rim_angles` and `rim_stretch` of an `Opening`."""
     count = len(rim)
-    angles, stretch = np.empty(count), np.empty(count)
-    first, least = 0, math.inf
+    angles, stretch, own = np.empty(count), np.empty(count), np.empty(count)
     for i in range(count):
-        angle = math.atan2(rim[i, 1], rim[i, 0])
-        if angle < least:
-            first, least = i, angle
+        own[i] = math.atan2(rim[i, 1], rim[i, 0])
+    first = int(np.argmin(own))
     # From there the angles of a polygon hardly need sorting, once they ascend: insertion.
     turn = 0.0
     for i in range(count):
         turn += rim[i - 1, 0] * rim[i, 1] - rim[i, 0] * rim[i - 1, 1]
     step = 1 if turn > 0.0 else -1
     for i in range(count):
-        x, y = rim[(first + step * i) % count]
-        angle = math.atan2(y, x)
+        number = (first + step * i) % count
+        x, y = rim[number]
+        angle = own[number]
         j = i
         while j > 0 and angles[j - 1] > angle:
             angles[j], stretch[j] = angles[j - 1], stretch[j - 1]
@@ -834,12 +833,12 @@ def _infer_cavity(
         for place in range(len(mean)):
             mean[place] += share * row[place]
     quadric = _quadric(radius, depth)
-    deepest, greatest, cap_there, slope_there = 0, -math.inf, 0.0, 0.0
     for place in range(len(fine)):
         cap, slope = _trace_ray(radius * fine[place, 0], radius * fine[place, 1], 0.0, 0.0, radius, quadric)
         mean[place] += cap + slope * change
-        if mean[place] > greatest:
-            deepest, greatest, cap_there, slope_there = place, mean[place], cap, slope
+    deepest = int(np.argmax(mean))
+    x, y = fine[deepest]
+    cap_there, slope_there = _trace_ray(radius * x, radius * y, 0.0, 0.0, radius, quadric)
     there = fine_steepness[:, deepest].copy()
     for i in range(count):
         gain[i] = slope_there * depth_variance * by_depth[i] + field_variance * fine_kernel[numbers[i], deepest]
