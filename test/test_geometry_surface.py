@@ -165,3 +165,24 @@ def test_half_a_ring_is_enough() -> None:
     rays = ring_rays(np.random.default_rng(8))
     surface = fit(see_plane(rays[rays[:, 0] > -0.005], 0.3))
     assert surface.origin == pytest.approx([0.0, 0.0, 0.5], abs=1e-6)
+
+
+def test_a_column_is_continued_beside_its_points_and_doubted_far_from_them() -> None:
+    rng = np.random.default_rng(9)
+
+    def see_strip(left: float, right: float) -> Array:
+        rays = np.column_stack([rng.uniform(left, right, 3000), rng.uniform(-0.1, 0.1, 3000), np.ones(3000)])
+        return add_range_noise(see_column(rays, 0.3), 0.00005, rng)
+
+    beside, far = fit(see_strip(0.02, 0.25)), fit(see_strip(0.045, 0.19))
+    # 0.135 from the middle of points that spread by 0.23 / sqrt(12); of the square of that a quadric is wrong
+    assert beside.extrapolation == pytest.approx(1.0 + 12.0 * (0.135 / 0.23) ** 2, rel=0.15)
+    # A plane through these points passes 7 mm before the column.
+    assert beside.height_above(see_column(FORWARD[None], 0.3))[0] == pytest.approx(0.0, abs=0.0001)
+    assert beside.elevation_std(0.0, 0.0) < 0.0001
+    assert far.extrapolation > 6.0
+    assert far.elevation_std(0.0, 0.0) > 0.001
+
+
+def test_nothing_is_extrapolated_amid_the_points() -> None:
+    assert fit(see_plane(ring_rays(np.random.default_rng(10), 3000), 0.0)).extrapolation == pytest.approx(1.0, abs=0.01)

@@ -31,6 +31,11 @@ _TUKEY = 4.685
 _MAD_TO_STD = 1.4826
 # Points all on one side of the airhole extrapolate: the variance at the airhole over that at their centre.
 _MAX_LEVERAGE = 10.0
+# Of a plane through points of a curved surface: at 4 the airhole is at the edge of a strip of points. Farther out, what
+# is no quadric decides, and the points do not tell.
+_MAX_CURVED_LEVERAGE = 6.0
+# A quadric has some amid its points too, and a plane that the data reject is worse.
+_MAX_QUADRIC_LEVERAGE = 100.0
 # Beyond 80 degrees of incidence a pixel covers too much surface.
 _MIN_COSINE = 0.17
 # So many rays may miss the surface.
@@ -51,7 +56,9 @@ class Surface:
     origin: (3,), metres. axes: (3, 3), rows x, y, z of that frame; both in the frame of the points it was fitted to.
     coefficients: (6,) of 1, x, y, x^2, xy, y^2. covariance: (6, 6), zero for the terms that a plane lacks.
     range_noise_m: standard deviation of one reading along its ray, from the residuals (or as given).
-    patch_std_m: deviation of airhole-sized patches of the real surface from this one: texture, waviness.
+    patch_std_m: deviation of airhole-sized patches of the real surface from this one: texture, waviness, a shape that
+    is no quadric. extrapolation: how many times as wrong it is at the airhole as among its points: 1 where these lie
+    all around, up to 6 where they lie to one side.
     """
 
     origin: Array
@@ -61,6 +68,7 @@ class Surface:
     range_noise_m: float
     patch_std_m: float
     point_count: int
+    extrapolation: float = 1.0
 
     @property
     def is_plane(self) -> bool:
@@ -168,21 +176,24 @@ def fit_surface(
     plane = _refine(origin, axes, np.zeros(6), ring, 3, range_noise_m)
     if plane.leverage > _MAX_LEVERAGE:
         raise SurfaceError('all points lie to one side of the airhole')
+    aside = max(plane.leverage, 1.0)
+    flat = replace(plane.surface, extrapolation=math.sqrt(aside))
     if len(points) >= _QUADRIC_POINTS and plane.curvature_p < _BEND_SIGNIFICANCE:
         quadric = _refine(origin, axes, plane.surface.coefficients.copy(), ring, 6, range_noise_m)
-        if quadric.leverage < _MAX_LEVERAGE:
+        if quadric.leverage < _MAX_QUADRIC_LEVERAGE:
             if quadric.curvature_p < curvature_significance:
-                return quadric.surface
+                curved = replace(quadric.surface, extrapolation=aside)
+                return curved if aside < _MAX_CURVED_LEVERAGE else _doubt(curved, flat)
             if quadric.curvature_p < _HINT_SIGNIFICANCE:
-                return _admit_curvature(plane.surface, quadric.surface)
-    return plane.surface
+                return _doubt(flat, quadric.surface)
+    return flat
 
 
-def _admit_curvature(plane: Surface, quadric: Surface) -> Surface:
-    """`plane` with the variance of a curvature that the data hint at but do not prove."""
-    covariance = plane.covariance.copy()
-    covariance[0, 0] += (quadric.coefficients[0] - plane.coefficients[0]) ** 2
-    return replace(plane, covariance=covariance)
+def _doubt(surface: Surface, other: Surface) -> Surface:
+    """`surface`, whose elevation at the airhole deviates by its difference from `other`, which may be right as well."""
+    covariance = surface.covariance.copy()
+    covariance[0, 0] += (surface.coefficients[0] - other.coefficients[0]) ** 2
+    return replace(surface, covariance=covariance)
 
 
 @dataclass(frozen=True, eq=False)

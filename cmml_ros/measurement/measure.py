@@ -182,9 +182,10 @@ def _measure_one(
     distance = math.sqrt(float(rim.position @ rim.position))
     cosine = abs(float(rim.normal @ rim.position)) / distance
     elevation_std = surface.elevation_std(*rim.centre)
+    patch_std = surface.extrapolation * surface.patch_std_m
     bias_m = assume_range_bias(surface.range_noise_m, config.range_bias_m)
-    fit_distance_std = elevation_std / cosine
-    shared_distance_std = math.hypot(bias_m, config.distance_std_m, extrinsic.translation_m)
+    fit_distance_std = math.hypot(elevation_std, patch_std) / cosine
+    shared_distance_std = math.hypot(bias_m, surface.extrapolation * config.distance_std_m, extrinsic.translation_m)
     placed = partial(
         Measurement,
         position=rim.position,
@@ -202,6 +203,7 @@ def _measure_one(
     boundary_std = boundary_std_px * ring.rim.perimeter_px / ring.rim.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,
+        patch=(2.0 * patch_std / (cosine * distance) * rim.area) ** 2,
         bias=(scale_bias * rim.area) ** 2,
         boundary=(boundary_std * rim.area) ** 2,
     )
@@ -223,7 +225,7 @@ def _measure_one(
     )
     if len(readings) == 0:
         return sized(Status.NO_POINTS, reason='no range point inside the rim')
-    surface_std = math.hypot(elevation_std, surface.patch_std_m)
+    surface_std = math.hypot(elevation_std, patch_std)
     undamaged_std = find_undamaged_std(readings.std, len(readings), surface_std, bias_m)
     mean_depth = readings.robust_mean
     limit = config.detection_factor * undamaged_std
@@ -258,7 +260,7 @@ def _measure_one(
         surface=(volume.common_response * elevation_std) ** 2,
         scale=(scale_std * volume_mean) ** 2,
         shape=volume.shape_variance + (_FOOTPRINT_DOUBT * spilled) ** 2,
-        patch=(volume.common_response * surface.patch_std_m) ** 2,
+        patch=(volume.common_response * patch_std) ** 2,
         bias=(volume.common_response * bias_m) ** 2 + (scale_bias * volume_mean) ** 2,
         boundary=(boundary_std * rim.area * rim_depth) ** 2,
         # Shifted against the mask, the readings leave a crescent of sound wall inside it, one diameter long.
@@ -276,7 +278,7 @@ def _measure_one(
         noise=depth.noise_variance,
         surface=(depth.common_response * elevation_std) ** 2,
         shape=depth.shape_variance + (_FOOTPRINT_DOUBT * blurred) ** 2,
-        patch=(depth.common_response * surface.patch_std_m) ** 2,
+        patch=(depth.common_response * patch_std) ** 2,
         bias=(depth.common_response * bias_m) ** 2,
     )
     guessed = undecided or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
@@ -310,7 +312,8 @@ def _fit_around(
         raise SurfaceError('the lens model has no rays at the airhole')
     width = ring.width_px
     angle = ring.rim.diameter_px / math.sqrt(camera.fx * camera.fy)
-    fitted: Surface | None = None
+    best: Surface | None = None
+    least_std = math.inf
     problem = SurfaceError('no range point around the rim')
     height, across = ring.rim.coverage.shape
     while True:
@@ -345,15 +348,20 @@ def _fit_around(
             else:
                 distance_m = math.sqrt(float(fitted.origin @ fitted.origin))
                 std = fitted.elevation_std(0.0, 0.0)
+                # A wider ring has more points, and more of what is no quadric: least wrong is the area on it.
+                patch_std = 2.0 * fitted.extrapolation * fitted.patch_std_m / distance_m
+                area_std = math.hypot(fitted.area_std_ratio(0.0, 0.0), patch_std)
+                if area_std < least_std:
+                    best, least_std = fitted, area_std
                 good_enough = std < _ELEVATION_TARGET * angle * distance_m or width >= _LOCAL_GROWTH * ring.width_px
                 if good_enough and std < _DISTANCE_TARGET * distance_m:
                     break
         if left <= 0 and top <= 0 and right >= camera.width and bottom >= camera.height:
             break
         width *= _RING_GROWTH
-    if fitted is None:
+    if best is None:
         raise problem
-    return fitted
+    return best
 
 
 def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
