@@ -1,7 +1,7 @@
 """How far the rims that a network draws lie from the true ones: what to set when its weights change.
 
-`split_instances` raises the log-odds beside the rim by a constant and gives every rim a deviation of its own. Both go
-with the weights; here they are read off the masks of simulated airholes.
+`settle_rims` moves every rim to the edge in the picture and gives it a deviation of its own. That goes with the
+weights; here it is read off the masks of simulated airholes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RimOffset:
 
 
 def format_rim_offsets(offsets: Sequence[RimOffset]) -> str:
-    """Markdown: offsets by softness and by diameter, and the constants of `model/instances.py` that suit them."""
+    """Markdown: offsets by softness and by diameter, and the constant of `model/rim_edge.py` that suits them."""
     if len(offsets) < _GROUPS:
         return f'{len(offsets)} rims are too few to calibrate anything.'
     offset, softness, diameter, soft_std, told = np.array(
@@ -72,24 +72,12 @@ def format_rim_offsets(offsets: Sequence[RimOffset]) -> str:
         for part in np.array_split(np.argsort(values, kind='stable'), _GROUPS):
             title = f'{name} {values[part].min():.2g} to {values[part].max():.2g} px'
             lines.append(_format_row(title, offset[part], stated[part]))
+    likely, holding = find_likely_std(offset, soft_std), find_holding_std(offset, soft_std)
     lines += [
         '',
-        f'Change of `_RIM_LOG_ODDS` (model/instances.py) by which the offset would vanish, and the `_RIM_STD_PX` (now '
-        f'{np.median(told):.2f}) that would then be the most likely, or make 95 % of the intervals hold:',
-        '',
-        '| what vanishes | change of _RIM_LOG_ODDS | _RIM_STD_PX, most likely | _RIM_STD_PX, 95 % |',
-        '|---|---|---|---|',
+        f'`_SETTLED_STD_PX` (model/rim_edge.py; now {np.median(told):.2f}): {likely:.2f} is the most likely, with '
+        f'{holding:.2f} 95 % of the intervals hold.',
     ]
-    # To first order an airhole's rim moves by its softness times the change of the log-odds.
-    changes = {
-        'median offset': -float(np.median(offset / softness)),
-        'mean offset': -float(offset.mean() / softness.mean()),
-        'nothing, as it is': 0.0,
-    }
-    for name, change in changes.items():
-        moved = offset + change * softness
-        likely, holding = find_likely_std(moved, soft_std), find_holding_std(moved, soft_std)
-        lines.append(f'| {name} | {change:+.2f} | {likely:.2f} | {holding:.2f} |')
     return '\n'.join(lines)
 
 

@@ -24,6 +24,7 @@ from cmml_ros.model.instances import split_instances
 from cmml_ros.model.interface import INPUT_MULTIPLE
 from cmml_ros.model.matcher import Matcher, OpenVinoMatcher
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
+from cmml_ros.model.rim_edge import settle_rims
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds to import
     from cmml_ros.model.network import MultitaskNetwork
@@ -84,7 +85,7 @@ class Segmenter:
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
         mask, rim = self.probabilities(image, projected)
-        return split_instances(mask, rim, self._config)
+        return settle_rims(split_instances(mask, rim, self._config), image)
 
     def probabilities(
         self, image: NDArray[np.uint8], projected: ProjectedCloud | None

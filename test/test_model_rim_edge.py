@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.model.rim_edge import settle_rims
+
+
+def cover_disc(radius_px: float, across_px: float = 0.0) -> NDArray[np.float64]:
+    """Share of each of 120 x 160 pixels that a disc covers, its rim blurred over `across_px`."""
+    v, u = np.indices((120, 160))
+    return np.clip(0.5 + (radius_px - np.hypot(u - 80.3, v - 60.2)) / (1.0 + across_px), 0.0, 1.0)
+
+
+def take_picture(coverage: NDArray[np.float64], inside: float, outside: float) -> NDArray[np.uint8]:
+    """Linear light, encoded as sRGB."""
+    light = outside + (inside - outside) * coverage
+    code = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1.0 / 2.4) - 0.055)
+    return np.repeat(np.rint(255.0 * code).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def draw_mask(radius_px: float, *, touches_border: bool = False) -> InstanceMask:
+    part = cover_disc(radius_px, across_px=1.0)[20:100, 40:120].astype(np.float32)
+    return InstanceMask(part, 40, 20, 0.9, touches_border=touches_border, boundary_std_px=0.35)
+
+
+@pytest.mark.parametrize('radius_px', [5.0, 12.0, 30.0])
+@pytest.mark.parametrize('offset_px', [-1.2, -0.4, 0.0, 0.7])
+def test_a_rim_moves_to_the_edge_of_the_picture(radius_px: float, offset_px: float) -> None:
+    image = take_picture(cover_disc(radius_px), 0.02, 0.4)
+    (settled,) = settle_rims([draw_mask(radius_px + offset_px)], image)
+    assert settled.equivalent_diameter_px / 2.0 == pytest.approx(radius_px, abs=0.1)
+    v, u = np.indices(settled.coverage.shape)
+    total = settled.coverage.sum()
+    assert (settled.coverage * u).sum() / total + settled.left == pytest.approx(80.3, abs=0.05)
+    assert (settled.coverage * v).sum() / total + settled.top == pytest.approx(60.2, abs=0.05)
+    assert settled.boundary_std_px < 0.35
+
+
+def test_where_the_picture_shows_no_edge_a_rim_stays() -> None:
+    mask = draw_mask(12.0)
+    noise = np.random.default_rng(0).integers(100, 120, (120, 160, 3)).astype(np.uint8)
+    bright = take_picture(cover_disc(12.5), 0.5, 0.2)
+    far = take_picture(cover_disc(18.0), 0.02, 0.4)
+    for image in (noise, bright, far):
+        assert settle_rims([mask], image) == [mask]
+
+
+def test_what_the_border_cuts_is_left_alone() -> None:
+    mask = draw_mask(12.0, touches_border=True)
+    assert settle_rims([mask], take_picture(cover_disc(13.0), 0.02, 0.4)) == [mask]
+    assert settle_rims([], take_picture(cover_disc(13.0), 0.02, 0.4)) == []
+
+
+def test_a_stain_on_one_side_hardly_moves_a_rim() -> None:
+    coverage = cover_disc(12.0)
+    image = take_picture(coverage, 0.02, 0.4)
+    beside = np.abs(np.indices((120, 160))[0] - 60.2) < 3.0  # a dark stripe that ends at the rim, left and right
+    image[beside & (coverage == 0.0)] = 60
+    (settled,) = settle_rims([draw_mask(12.0)], image)
+    assert math.pi * (settled.equivalent_diameter_px / 2.0) ** 2 == pytest.approx(math.pi * 12.0**2, rel=0.03)
