@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_exact_masks_are_perfect(frame: TestFrame):
     result = assess_segmentation([frame], lambda view: [mask_of(view.hole_ids == k) for k in (1, 2, 3)])
     assert result['pixel_iou'] == result['ap50'] == result['ap50_95'] == result['rim_f1'] == 1.0
     assert result['recall_by_diameter_px']['20'] == 1.0
-    assert result['false_alarms'] == {'painted_spot': {'seen': 1, 'called': 0}}
+    assert result['false_alarms'] == {'painted_spot': {'seen': 1, 'called': 0, 'seen_ranged': 1, 'called_ranged': 0}}
     assert result['false_blobs_a_frame'] == 0.0
 
 
@@ -73,6 +74,18 @@ def test_what_is_missed_and_what_is_made_up_is_counted(frame: TestFrame):
     assert result['recall_by_diameter_px'] == {'3': None, '5': 0.0, '8': None, '12': None, '20': 0.5, '40': None}
     assert result['false_alarms']['painted_spot']['called'] == 1
     assert result['false_blobs_a_frame'] == 1.0
+
+
+def test_spots_beside_the_points_are_told_from_those_with_points(frame: TestFrame):
+    pixels, _ = CAMERA.project(frame.cloud.points)
+    beside = replace(frame, cloud=Cloud(frame.cloud.points[pixels[:, 0] > 60.0]))
+    spot = mask_of(frame.distractors[0][1])
+    assert assess_segmentation([frame, beside], lambda _: [spot])['false_alarms']['painted_spot'] == {
+        'seen': 2,
+        'called': 2,
+        'seen_ranged': 1,
+        'called_ranged': 1,
+    }
 
 
 def test_doubtful_masks_count_for_the_ranking_alone(frame: TestFrame):

@@ -51,6 +51,7 @@ _PERTURBATION_DEG, _PERTURBATION_M = 5.0, 0.05
 _FINE_INLIER_M, _FINE_INLIER_PX, _COARSE_INLIER_M = 0.005, 2.0, 0.05
 _RECALL_AT_M = (0.003, 0.010, 0.015, 0.1)
 _FEATURE_RECALL_RATIO = 0.1
+_ALARM_COUNTS = ('seen', 'called', 'seen_ranged', 'called_ranged')
 _DRIFT_DEG, _DRIFT_M, _DRIFT_FRAMES, _DRIFT_TRIALS = 1.0, 0.02, 10, 400
 
 
@@ -112,13 +113,13 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
     """Pixel IoU, mask AP, rim F1, recall by size and false alarms by cause of the masks that `find` gives.
 
     AP ranks all masks by their confidence, as COCO does; everything else counts those from `confidence` on.
-    Airholes below 8 px, and what the border cuts, are neither asked for nor held against it.
+    Airholes below 8 px, and what the border cuts, are neither asked for nor held against it. Of what is no airhole
+    those are counted by themselves, too, on which the range sensor sees a point: elsewhere no range can tell.
     """
     overlap = union = 0
     rim_hits, rim_counts = np.zeros(2), np.zeros(2)
     by_px, by_mm = _Recall(_BINS_PX), _Recall(_BINS_MM)
-    seen: Counter[str] = Counter()
-    alarms: Counter[str] = Counter()
+    alarms: dict[str, Counter[str]] = {}
     false_blobs = 0
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -150,14 +151,18 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
             hit = any((layer & own).sum() > 0.5 * own.sum() for layer in layers)
             by_px.add(diameter_px, hit)
             by_mm.add(frame.diameters_mm[hole_id], hit)
+        points = _pixels_with_points(frame)
         on_airhole = [bool((layer & (frame.hole_ids > 0)).any()) for layer in layers]
         for kind, area in frame.distractors:
             if 2.0 * math.sqrt(area.sum() / math.pi) >= MIN_DIAMETER_PX and not (area & (frame.hole_ids > 0)).any():
-                seen[kind] += 1
-                alarms[kind] += any(
+                called = any(
                     (layer & area).sum() > 0.5 * layer.sum()
                     for layer, on in zip(layers, on_airhole, strict=True)
                     if not on
+                )
+                ranged = bool((area & points).any())
+                alarms.setdefault(kind, Counter(dict.fromkeys(_ALARM_COUNTS, 0))).update(
+                    {'seen': 1, 'called': called, 'seen_ranged': ranged, 'called_ranged': called and ranged}
                 )
         false_blobs += sum(
             not on and mask.equivalent_diameter_px >= MIN_DIAMETER_PX
@@ -174,8 +179,17 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
         'recall_by_diameter_px': by_px.shares(),
         'recall_by_diameter_mm': by_mm.shares(),
         'false_blobs_a_frame': false_blobs / len(frames),
-        'false_alarms': {kind: {'seen': count, 'called': alarms[kind]} for kind, count in sorted(seen.items())},
+        'false_alarms': {kind: dict(counts) for kind, counts in sorted(alarms.items())},
     }
+
+
+def _pixels_with_points(frame: TestFrame) -> NDArray[np.bool_]:
+    """Where (H, W) the camera sees a point of the range sensor."""
+    hit = np.zeros(frame.hole_ids.shape, bool)
+    columns, rows = np.rint(project_cloud(frame.cloud, frame.camera, frame.T_camera_lidar).pixels).astype(np.intp).T
+    inside = (columns >= 0) & (columns < frame.camera.width) & (rows >= 0) & (rows < frame.camera.height)
+    hit[rows[inside], columns[inside]] = True
+    return hit
 
 
 def _describe_truth(frame: TestFrame, asked: set[int], number: int, before: int) -> list[dict[str, Any]]:
@@ -464,12 +478,13 @@ def format_network(document: dict[str, Any]) -> str:
     """Markdown tables of what `evaluate_network` found."""
     lines = [f'{document["model"]}, {document["frames"]} frames a sensor, look {document["look"]}', '']
     columns = ('airholes of 8 px and more', 'pixel IoU', 'AP50', 'AP50:95', 'rim F1', 'false blobs a frame')
-    lines += _head(*columns, 'painted spots called')
+    lines += _head(*columns, 'painted spots called', 'of those with points')
     for name, row in document['segmentation'].items():
-        spots = row['false_alarms'].get('painted_spot', {'seen': 0, 'called': 0})
+        spots = row['false_alarms'].get('painted_spot', dict.fromkeys(_ALARM_COUNTS, 0))
         lines.append(
             f'| {name} | {row["pixel_iou"]:.3f} | {row["ap50"]:.3f} | {row["ap50_95"]:.3f} | {row["rim_f1"]:.3f} '
-            f'| {row["false_blobs_a_frame"]:.2f} | {spots["called"]} of {spots["seen"]} |'
+            f'| {row["false_blobs_a_frame"]:.2f} | {spots["called"]} of {spots["seen"]} '
+            f'| {spots["called_ranged"]} of {spots["seen_ranged"]} |'
         )
     recalls = [f'< {1e3 * limit:g} mm' for limit in _RECALL_AT_M]
     lines += ['', *_head('from up to 5 degrees and 5 cm off', 'refused', *recalls, 'median', 'turned', 'inliers')]
