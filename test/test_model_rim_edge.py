@@ -56,6 +56,19 @@ def test_what_the_border_cuts_is_left_alone() -> None:
     assert settle_rims([], take_picture(cover_disc(13.0), 0.02, 0.4)) == []
 
 
+def test_a_rim_beside_the_border_stays_in_the_picture() -> None:
+    coverage = cover_disc(12.0)[45:76, 65:97]  # ends three pixels beside the disc on all sides
+    image = take_picture(coverage, 0.02, 0.4)
+    (settled,) = settle_rims([InstanceMask(coverage.astype(np.float32), 0, 0, 0.9, boundary_std_px=0.35)], image)
+    x, y, width, height = settled.roi
+    assert x >= 0
+    assert y >= 0
+    assert x + width <= image.shape[1]
+    assert y + height <= image.shape[0]
+    assert settled.coverage.shape == (height, width)
+    assert settled.area_px == pytest.approx(math.pi * 12.0**2, rel=0.02)
+
+
 def test_a_stain_on_one_side_hardly_moves_a_rim() -> None:
     coverage = cover_disc(12.0)
     image = take_picture(coverage, 0.02, 0.4)
