@@ -188,6 +188,19 @@ def test_touching_airholes_drawn_as_one_in_some_views_are_listed_once():
     assert [entry.defect_id for entry in defect_map.entries] == [1]
 
 
+def test_a_part_that_a_few_views_cut_off_the_whole_is_not_listed():
+    defect_map = DefectMap(MapConfig(gate_m=0.0005))
+    for _ in range(3):
+        assert observe(defect_map, make_measurement(0.1, diameter_m=0.020)) == [1]
+    parted = make_measurement(0.0995, diameter_m=0.018), make_measurement(0.1075, diameter_m=0.006)
+    assert observe(defect_map, *parted) == [1, 2]
+    assert [entry.defect_id for entry in defect_map.entries] == [1]
+    for _ in range(2):
+        assert observe(defect_map, *parted) == [1, 2]
+    # Three views of six.
+    assert [entry.defect_id for entry in defect_map.entries] == [1, 2]
+
+
 def test_a_small_airhole_beside_a_large_one_stays():
     defect_map = DefectMap(MapConfig(gate_m=0.0005))
     for _ in range(3):

@@ -35,6 +35,8 @@ _BORDER_PX = 8.0
 # of the views tells them apart; together they have about the area of the one.
 _APART_SHARE = 0.25
 _JOINED_AREA_RATIOS = (0.6, 1.2)
+# What lies within a whole one is one of its own when it is seen in at least this share of the views of that.
+_PART_SHARE = 0.5
 _SAME_SIZE = 0.95
 # Frames whose camera, and what it looks at, lie within this share of the distance show the same of the surface.
 _SAME_PLACE = 0.01
@@ -385,6 +387,10 @@ class DefectMap:
             several = smaller[larger == one]
             ratio = float(np.sum(tracks['diameter'][several] ** 2) / tracks['diameter'][one] ** 2)
             if len(several) < 2 or not _JOINED_AREA_RATIOS[0] <= ratio <= _JOINED_AREA_RATIOS[1]:
+                # Parts alone, while the rest was taken for the whole: both cannot be.
+                offsets = tracks['position'][several] - tracks['position'][one]
+                parts = several[np.linalg.norm(offsets, axis=1) < 0.5 * tracks['diameter'][one]]
+                tracks['misread'][parts] = tracks['observations'][parts] < _PART_SHARE * tracks['observations'][one]
                 continue
             apart = tracks['observations'][several].min() >= _APART_SHARE * tracks['observations'][one]
             tracks['misread'][one], tracks['misread'][several] = apart, not apart
