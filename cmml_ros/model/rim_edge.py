@@ -45,6 +45,8 @@ def settle_rims(masks: Sequence[InstanceMask], image: NDArray[np.uint8]) -> list
 def _crop(mask: InstanceMask, shape: tuple[int, ...]) -> InstanceMask:
     """The same without what lies beside a picture of this shape (H, W)."""
     left, top, width, height = mask.roi
+    if left >= 0 and top >= 0 and left + width <= shape[1] and top + height <= shape[0]:
+        return mask
     rows = slice(max(-top, 0), max(min(height, shape[0] - top), 0))
     columns = slice(max(-left, 0), max(min(width, shape[1] - left), 0))
     return replace(mask, coverage=mask.coverage[rows, columns], left=left + columns.start, top=top + rows.start)
