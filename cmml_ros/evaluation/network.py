@@ -51,6 +51,7 @@ _PERTURBATION_DEG, _PERTURBATION_M = 5.0, 0.05
 _FINE_INLIER_M, _FINE_INLIER_PX, _COARSE_INLIER_M = 0.005, 2.0, 0.05
 _RECALL_AT_M = (0.003, 0.010, 0.015, 0.1)
 _FEATURE_RECALL_RATIO = 0.1
+_LEAST_POINTS = 3
 _ALARM_COUNTS = ('seen', 'called', 'seen_ranged', 'called_ranged')
 _DRIFT_DEG, _DRIFT_M, _DRIFT_FRAMES, _DRIFT_TRIALS = 1.0, 0.02, 10, 400
 
@@ -114,7 +115,8 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
 
     AP ranks all masks by their confidence, as COCO does; everything else counts those from `confidence` on.
     Airholes below 8 px, and what the border cuts, are neither asked for nor held against it. Of what is no airhole
-    those are counted by themselves, too, on which the range sensor sees a point: elsewhere no range can tell.
+    those are counted by themselves, too, on which the range sensor has three points or more: elsewhere range cannot
+    tell.
     """
     overlap = union = 0
     rim_hits, rim_counts = np.zeros(2), np.zeros(2)
@@ -151,7 +153,7 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
             hit = any((layer & own).sum() > 0.5 * own.sum() for layer in layers)
             by_px.add(diameter_px, hit)
             by_mm.add(frame.diameters_mm[hole_id], hit)
-        points = _pixels_with_points(frame)
+        points = _count_points(frame)
         on_airhole = [bool((layer & (frame.hole_ids > 0)).any()) for layer in layers]
         for kind, area in frame.distractors:
             if 2.0 * math.sqrt(area.sum() / math.pi) >= MIN_DIAMETER_PX and not (area & (frame.hole_ids > 0)).any():
@@ -160,7 +162,7 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
                     for layer, on in zip(layers, on_airhole, strict=True)
                     if not on
                 )
-                ranged = bool((area & points).any())
+                ranged = int(points[area].sum()) >= _LEAST_POINTS
                 alarms.setdefault(kind, Counter(dict.fromkeys(_ALARM_COUNTS, 0))).update(
                     {'seen': 1, 'called': called, 'seen_ranged': ranged, 'called_ranged': called and ranged}
                 )
@@ -183,13 +185,12 @@ def assess_segmentation(frames: Sequence[TestFrame], find: Finder, confidence: f
     }
 
 
-def _pixels_with_points(frame: TestFrame) -> NDArray[np.bool_]:
-    """Where (H, W) the camera sees a point of the range sensor."""
-    hit = np.zeros(frame.hole_ids.shape, bool)
+def _count_points(frame: TestFrame) -> NDArray[np.int64]:
+    """How many points of the range sensor the camera sees in each pixel (H, W)."""
+    height, width = frame.hole_ids.shape
     columns, rows = np.rint(project_cloud(frame.cloud, frame.camera, frame.T_camera_lidar).pixels).astype(np.intp).T
-    inside = (columns >= 0) & (columns < frame.camera.width) & (rows >= 0) & (rows < frame.camera.height)
-    hit[rows[inside], columns[inside]] = True
-    return hit
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    return np.bincount(rows[inside] * width + columns[inside], minlength=height * width).reshape(height, width)
 
 
 def _describe_truth(frame: TestFrame, asked: set[int], number: int, before: int) -> list[dict[str, Any]]:
