@@ -1,7 +1,7 @@
 """How far the rims that a network draws lie from the true ones: what to set when its weights change.
 
-`settle_rims` moves every rim to the edge in the picture and gives it a deviation of its own. That goes with the
-weights; here it is read off the masks of simulated airholes.
+Every rim has a deviation of its own beside what its softness tells. It goes with the weights; here it is read off the
+masks of simulated airholes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RimOffset:
 
 
 def format_rim_offsets(offsets: Sequence[RimOffset]) -> str:
-    """Markdown: offsets by softness and by diameter, and the constant of `model/rim_edge.py` that suits them."""
+    """Markdown: offsets by softness and by diameter, and the constant of `model/instances.py` that suits them."""
     if len(offsets) < _GROUPS:
         return f'{len(offsets)} rims are too few to calibrate anything.'
     offset, softness, diameter, soft_std, told = np.array(
@@ -75,7 +75,7 @@ def format_rim_offsets(offsets: Sequence[RimOffset]) -> str:
     likely, holding = find_likely_std(offset, soft_std), find_holding_std(offset, soft_std)
     lines += [
         '',
-        f'`_SETTLED_STD_PX` (model/rim_edge.py; now {np.median(told):.2f}): {likely:.2f} is the most likely, with '
+        f'`_RIM_STD_PX` (model/instances.py; now {np.median(told):.2f}): {likely:.2f} is the most likely, with '
         f'{holding:.2f} 95 % of the intervals hold.',
     ]
     return '\n'.join(lines)

@@ -26,9 +26,6 @@ _NEAR_PX, _FAR_PX = 1.0, 2.0
 _ITERATIONS = 4
 # The side walls of an airhole reflect less than this share of what the wall around does; paint and splashes need not.
 _MAX_INSIDE_RATIO = 0.9
-# What is left of the rim's deviation beside its softness: with it about 95 % of the intervals hold in `cmml evaluate
-# --measurement --masks network`, seeds 11 to 13. Few rims are far off, most are much better. It goes with the weights.
-_SETTLED_STD_PX = 0.3
 # Cameras encode light by about this curve (IEC 61966-2-1).
 _CODE = np.arange(256) / 255.0
 _LINEAR = np.where(_CODE <= 0.04045, _CODE / 12.92, ((_CODE + 0.055) / 1.055) ** 2.4).astype(np.float32)
@@ -63,7 +60,7 @@ def _settle(mask: InstanceMask, brightness: NDArray[np.float32]) -> InstanceMask
     offset = np.float32(offset_px)
     # Bilinear interpolation would soften the rim.
     moved = np.clip(cv2.remap(coverage, x - offset * out_x, y - offset * out_y, cv2.INTER_CUBIC), 0.0, 1.0)
-    return replace(mask, coverage=moved.astype(np.float32), left=left, top=top, boundary_std_px=_SETTLED_STD_PX)
+    return replace(mask, coverage=moved.astype(np.float32), left=left, top=top)
 
 
 def _point_outwards(coverage: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
