@@ -76,3 +76,11 @@ def test_a_stain_on_one_side_hardly_moves_a_rim() -> None:
     image[beside & (coverage == 0.0)] = 60
     (settled,) = settle_rims([draw_mask(12.0)], image)
     assert math.pi * (settled.equivalent_diameter_px / 2.0) ** 2 == pytest.approx(math.pi * 12.0**2, rel=0.03)
+
+
+def test_a_rim_of_any_length_is_settled() -> None:
+    """OpenCV samples no more than 32767 rows at once."""
+    ragged = (np.indices((160, 200)).sum(axis=0) % 2).astype(np.float32)
+    image = np.repeat((60 + 120 * (1.0 - np.pad(ragged, 20)[..., None])).astype(np.uint8), 3, axis=2)
+    (settled,) = settle_rims([InstanceMask(ragged, 20, 20, 0.9)], image)
+    assert settled.area_px == pytest.approx(16000.0, rel=0.5)

@@ -8,6 +8,7 @@ as often edges of stains, shadows and stones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,9 +22,12 @@ from cmml_ros.geometry.mask import InstanceMask
 _REACH_PX = 2.0
 _STEP_PX = 0.25
 _MARGIN_PX = 3
+# No more places than that are looked at: evenly chosen along a longer rim.
+_MAX_PLACES = 4000
 # Brightness inside and outside: means over these distances from the edge.
 _NEAR_PX, _FAR_PX = 1.0, 2.0
 _ITERATIONS = 4
+_CONVERGED = 0.02  # steps
 # The side walls of an airhole reflect less than this share of what the wall around does; paint and splashes need not.
 _MAX_INSIDE_RATIO = 0.9
 # Cameras encode light by about this curve (IEC 61966-2-1).
@@ -86,6 +90,8 @@ def _find_edge(
     x, y = _cross_rim(coverage)
     if len(x) == 0:
         return float('nan')
+    every = len(x) // _MAX_PLACES + 1
+    x, y = x[::every], y[::every]
     row, column = np.rint(y).astype(int), np.rint(x).astype(int)
     across_x, across_y = out_x[row, column], out_y[row, column]
     reach = round((_REACH_PX + _FAR_PX) / _STEP_PX)
@@ -100,20 +106,23 @@ def _find_edge(
     # A rim crosses rows and columns of pixels |cos| + |sin| times per pixel of its length.
     weights = 1.0 / np.maximum(np.abs(across_x) + np.abs(across_y), 0.5)
     profile = weights @ sampled / weights.sum()
-    offset = 0.0
+    near, far = _NEAR_PX / _STEP_PX, _FAR_PX / _STEP_PX
+    edge = float(reach)  # in steps from the first
     for _ in range(_ITERATIONS):
-        away = steps - offset
-        inside = profile[(away >= -_FAR_PX) & (away <= -_NEAR_PX)].mean()
-        outside = profile[(away >= _NEAR_PX) & (away <= _FAR_PX)].mean()
-        level = 0.5 * (inside + outside)
-        passed = np.flatnonzero((profile[:-1] < level) & (profile[1:] >= level))
+        inside = profile[math.ceil(edge - far) : math.floor(edge - near) + 1].mean()
+        outside = profile[math.ceil(edge + near) : math.floor(edge + far) + 1].mean()
+        bright = profile >= 0.5 * (inside + outside)
+        passed = np.flatnonzero(bright[1:] > bright[:-1])
         if inside > _MAX_INSIDE_RATIO * outside or len(passed) == 0:
             return float('nan')
-        places = steps[passed] + _STEP_PX * (level - profile[passed]) / (profile[passed + 1] - profile[passed])
-        offset = float(places[np.argmin(np.abs(places - offset))])
-        if abs(offset) > _REACH_PX:
+        before, after = profile[passed], profile[passed + 1]
+        places = passed + (0.5 * (inside + outside) - before) / (after - before)
+        last, edge = edge, float(places[np.argmin(np.abs(places - edge))])
+        if abs(edge - reach) > _REACH_PX / _STEP_PX:
             return float('nan')
-    return offset
+        if abs(edge - last) < _CONVERGED:
+            break
+    return _STEP_PX * (edge - reach)
 
 
 def _cross_rim(coverage: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
