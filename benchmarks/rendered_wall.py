@@ -46,6 +46,7 @@ AIRHOLES_PER_M2 = 150.0
 STEP_M, STEP_DEG = 0.002, 0.1
 PERIOD_NS = 1_000_000_000
 LARGEST_AREA_RATIO = 1.4  # drawn larger it is drawn as one with a neighbour or a tie hole
+WELL_DRAWN = 0.12  # error of the mean area of an airhole's views
 NEIGHBOUR_M = 0.05  # further apart no two airholes touch
 
 
@@ -152,23 +153,29 @@ def list_errors(view: Measurement, truth: Truth, airhole: int) -> Array:
 
 def format_parts(views: list[Array]) -> str:
     """The second table. views: per airhole, (views, 3, 3) of `list_errors`."""
-    counts = np.array([len(each) for each in views])
     lines = [
-        f'{counts.sum()} views of {len(views)} airholes\n',
-        '| | new in a view | stated | shared by views | stated | share of variance | stated | gain with these views '
-        '| with any number |',
-        '|---|---|---|---|---|---|---|---|---|',
+        '| | airholes | views | new in a view | stated | shared by views | stated | share of variance | stated '
+        '| gain with these views | with any number |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
-    for row, name in enumerate(('area', 'depth', 'volume')):
-        scatter = sum(float(((each[:, row, 0] - each[:, row, 0].mean()) ** 2).sum()) for each in views)
+    well_drawn = [each for each in views if abs(each[:, 0, 0].mean()) < WELL_DRAWN]
+    for name, row, chosen in (
+        ('area', 0, views),
+        ('depth', 1, views),
+        ('volume', 2, views),
+        (f'volume, area right to {WELL_DRAWN:.0%}', 2, well_drawn),
+    ):
+        counts = np.array([len(each) for each in chosen])
+        scatter = sum(float(((each[:, row, 0] - each[:, row, 0].mean()) ** 2).sum()) for each in chosen)
         new = scatter / (counts - 1).sum()
         left = new * float(np.mean(1.0 / counts))
-        shared = max(float(np.mean([each[:, row, 0].mean() ** 2 for each in views])) - left, 1e-12)
-        stated_new, stated_shared = np.concatenate(views)[:, row, 1:].mean(axis=0)
+        shared = max(float(np.mean([each[:, row, 0].mean() ** 2 for each in chosen])) - left, 1e-12)
+        stated_new, stated_shared = np.concatenate(chosen)[:, row, 1:].mean(axis=0)
         lines.append(
-            f'| {name} | {new**0.5:.1%} | {stated_new**0.5:.1%} | {shared**0.5:.1%} | {stated_shared**0.5:.1%} '
-            f'| {shared / (new + shared):.2f} | {stated_shared / (stated_new + stated_shared):.2f} '
-            f'| {((new + shared) / (left + shared)) ** 0.5:.2f} | {((new + shared) / shared) ** 0.5:.2f} |'
+            f'| {name} | {len(chosen)} | {counts.sum()} | {new**0.5:.1%} | {stated_new**0.5:.1%} | {shared**0.5:.1%} '
+            f'| {stated_shared**0.5:.1%} | {shared / (new + shared):.2f} '
+            f'| {stated_shared / (stated_new + stated_shared):.2f} | {((new + shared) / (left + shared)) ** 0.5:.2f} '
+            f'| {((new + shared) / shared) ** 0.5:.2f} |'
         )
     return '\n'.join(lines)
 
