@@ -53,7 +53,7 @@ def test_the_table_says_which_deviation_suits() -> None:
     rims = [RimOffset(20.0, o, 0.4, 0.01, 0.35) for o in -0.2 + 0.1 * rng.standard_normal(2000)]
     table = format_rim_offsets(rims)
     assert '| all (2000) | -0.20 |' in table
-    assert 'now 0.35' in table
+    assert 'rims state 0.35 px in the median' in table
     # The root of 0.2^2 + 0.1^2; and 95 % are within 0.2 + 1.645 * 0.1, which is 1.96 deviations of 0.18 or 0.19.
-    assert '0.22 is the most likely, with 0.18 95 % of the intervals hold' in table
+    assert '0.22 would be the most likely, and with 0.18 95 % of the intervals would hold' in table
     assert 'too few' in format_rim_offsets(rims[:2])

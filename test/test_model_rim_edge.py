@@ -38,7 +38,7 @@ def test_a_rim_moves_to_the_edge_of_the_picture(radius_px: float, offset_px: flo
     total = settled.coverage.sum()
     assert (settled.coverage * u).sum() / total + settled.left == pytest.approx(80.3, abs=0.05)
     assert (settled.coverage * v).sum() / total + settled.top == pytest.approx(60.2, abs=0.05)
-    assert settled.boundary_std_px == 0.35
+    assert settled.boundary_std_px == pytest.approx(0.1, abs=0.01)
 
 
 def test_where_the_picture_shows_no_edge_a_rim_stays() -> None:
@@ -76,6 +76,10 @@ def test_a_stain_on_one_side_hardly_moves_a_rim() -> None:
     image[beside & (coverage == 0.0)] = 60
     (settled,) = settle_rims([draw_mask(12.0)], image)
     assert math.pi * (settled.equivalent_diameter_px / 2.0) ** 2 == pytest.approx(math.pi * 12.0**2, rel=0.03)
+    # It may be a part of the airhole: 12 of 75 pixels of rim are dark, at a tenth of the brightness.
+    share = 12.0 / 75.0
+    unevenness = 0.9 * math.sqrt(share * (1.0 - share)) / (1.0 - 0.9 * share)
+    assert 1.0 < settled.boundary_std_px < 4.0 * unevenness
 
 
 def test_a_rim_of_any_length_is_settled() -> None:

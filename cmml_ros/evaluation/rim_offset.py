@@ -75,8 +75,8 @@ def format_rim_offsets(offsets: Sequence[RimOffset]) -> str:
     likely, holding = find_likely_std(offset, soft_std), find_holding_std(offset, soft_std)
     lines += [
         '',
-        f'`_RIM_STD_PX` (model/instances.py; now {np.median(told):.2f}): {likely:.2f} is the most likely, with '
-        f'{holding:.2f} 95 % of the intervals hold.',
+        f'Beside what softness tells, rims state {np.median(told):.2f} px in the median (model/rim_edge.py). If all '
+        f'had the same, {likely:.2f} would be the most likely, and with {holding:.2f} 95 % of the intervals would hold',
     ]
     return '\n'.join(lines)
 
