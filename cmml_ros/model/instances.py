@@ -118,6 +118,8 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
     for level_px in np.linspace(_LEAST_WIDTH_RATIO, 0.95, _NECK_LEVELS) * _NECK_RATIO * widest_px:
         inside = half_width_px > level_px
         count, cores = cv2.connectedComponents(inside.view(np.uint8), connectivity=4)
+        if count - 1 <= len(keep):
+            continue
         widths_px = np.zeros(count - 1)
         np.maximum.at(widths_px, cores[inside] - 1, half_width_px[inside])
         wide = np.flatnonzero(widths_px >= max(level_px / _NECK_RATIO, _LEAST_HALF_WIDTH_PX)) + 1
