@@ -22,6 +22,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.measure import is_flat, measure, outline_in_image, prepare
 from cmml_ros.measurement.uncertainty import ExtrinsicStd
+from cmml_ros.model.cells import pack_cells
 from cmml_ros.model.range_features import range_features
 from cmml_ros.model.registration import Registrar, Registration
 from cmml_ros.model.runtime import Segmenter
@@ -203,7 +204,8 @@ def prepare_loops() -> None:
     """All that numba compiles is in memory afterwards: half a minute once per machine, else a second."""
     returns.prepare()
     prepare()
-    range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
+    maps = range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
+    pack_cells(np.zeros((32, 32, 3), np.uint8), maps)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

@@ -60,4 +60,6 @@ def _make(network: MultitaskNetwork, part: str) -> bytes:
         return export.make_encoding_onnx(network)
     if part == 'description':
         return export.make_description_onnx(network)
-    return export.make_onnx(quantize(network, load_calibration()) if part == 'int8' else network)
+    if part == 'int8':
+        return export.make_quantized_onnx(quantize(network, load_calibration()))
+    return export.make_onnx(network)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +12,9 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from cmml_ros.model.cells import pack_cells, unpack_cells
 from cmml_ros.model.compiled_cache import find_cache, make_onnx_once
-from cmml_ros.model.interface import IMAGE, RANGE_MAPS
+from cmml_ros.model.interface import CELLS, IMAGE, RANGE_MAPS
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds to import
     from cmml_ros.model.network import MultitaskNetwork
@@ -71,6 +72,7 @@ class OpenVinoEngine:
         cache = find_cache() if model_id else None
         self._core = openvino.Core()
         self._model = self._core.read_model(make_onnx_once(load, model_id, precision, cache))
+        self._in_cells = precision == 'int8'
         self._properties = compile_properties(threads, parallel, cache)
         self._parallel = parallel
         self._idle: dict[tuple[int, ...], queue.SimpleQueue[openvino.InferRequest]] = {}  # by the shape of the picture
@@ -78,22 +80,27 @@ class OpenVinoEngine:
 
     def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """See Engine."""
+        inputs: dict[str, NDArray[Any]] = {IMAGE: image, RANGE_MAPS: range_maps}
+        if self._in_cells:
+            inputs = {CELLS: pack_cells(image, range_maps)}
         with self._lock:
-            idle = self._idle.get(image.shape) or self._compile(image.shape, range_maps.shape)
+            idle = self._idle.get(image.shape) or self._compile(image.shape, inputs)
         request = idle.get()
         try:
             # Inputs are used where they lie; outputs are copied, since the next call overwrites them.
-            results = request.infer({IMAGE: image[None], RANGE_MAPS: range_maps[None]}, share_inputs=True)
+            results = request.infer(
+                {name: array[None] for name, array in inputs.items()}, share_inputs=True, share_outputs=True
+            )
+            probabilities: NDArray[np.float32] = results[0][0]
+            return unpack_cells(probabilities) if self._in_cells else probabilities.copy()
         finally:
             idle.put(request)
-        probabilities: NDArray[np.float32] = results[0][0]
-        return probabilities
 
     def _compile(
-        self, image_shape: tuple[int, ...], maps_shape: tuple[int, ...]
+        self, image_shape: tuple[int, ...], inputs: Mapping[str, NDArray[Any]]
     ) -> queue.SimpleQueue[openvino.InferRequest]:
         model = self._model.clone()
-        model.reshape({IMAGE: [1, *image_shape], RANGE_MAPS: [1, *maps_shape]})
+        model.reshape({name: [1, *array.shape] for name, array in inputs.items()})
         with COMPILING:
             compiled = self._core.compile_model(model, 'CPU', self._properties)
         idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()

@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cmml_ros.model.cells import CELL_BYTES
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.interface import (
+    CELL_PROBABILITIES,
+    CELLS,
     IMAGE,
     IMAGE_DESCRIPTORS,
     POINT_DESCRIPTORS,
@@ -23,6 +26,7 @@ from cmml_ros.model.interface import (
 )
 from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.model.point_features import POINT_CHANNELS
+from cmml_ros.model.quantize import QuantizedSegmentation
 from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE
 
 _OPSET = 17
@@ -86,6 +90,12 @@ def make_onnx(network: MultitaskNetwork) -> bytes:
     )
 
 
+def make_quantized_onnx(quantized: QuantizedSegmentation) -> bytes:
+    """ONNX model of a network in 8 bits."""
+    cells = torch.zeros(1, _EXAMPLE_PX // 2 + 2, _EXAMPLE_PX // 2 + 2, CELL_BYTES, dtype=torch.uint8)
+    return _make(quantized, {CELLS: cells}, [CELL_PROBABILITIES])
+
+
 def make_encoding_onnx(network: MultitaskNetwork) -> bytes:
     """The same of `PictureEncoding(network)`."""
     return _make(PictureEncoding(network), {IMAGE: _example_image()}, PYRAMID)
@@ -110,9 +120,12 @@ def _example_maps(channels: int) -> Tensor:
 def _make(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> bytes:
     file = io.BytesIO()
     names = (*inputs, *outputs)
-    axes = {name: {2: f'{name}_height', 3: f'{name}_width'} for name in names if name not in (IMAGE, SHARPNESS)}
-    if IMAGE in names:
-        axes[IMAGE] = {1: 'height', 2: 'width'}
+    axes = {
+        name: {first: f'{name}_height', first + 1: f'{name}_width'}
+        for name in names
+        if name != SHARPNESS
+        for first in (1 if name in (IMAGE, CELLS, CELL_PROBABILITIES) else 2,)
+    }
     with warnings.catch_warnings():
         # torch calls this exporter old; its successor takes ten times as long and needs onnxscript.
         warnings.simplefilter('ignore', DeprecationWarning)

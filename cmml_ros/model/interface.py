@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Inputs and outputs, as exported models name them: of the segmentation,
 IMAGE, RANGE_MAPS, PROBABILITIES = 'image', 'range_maps', 'probabilities'
+# of the same in 8 bits, by cells of 2x2 pixels,
+CELLS, CELL_PROBABILITIES = 'cells', 'cell_probabilities'
 # of what a picture is encoded to for matching, maps at 1/4, 1/8 and 1/16 of its size,
 PYRAMID = ('quarter', 'eighth', 'sixteenth')
 # and of the description of its cells and of the points that are laid on it.

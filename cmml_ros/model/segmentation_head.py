@@ -27,10 +27,15 @@ class SegmentationHead(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         """(B, 2, H, W) logits, channel MASK and channel RIM."""
+        return functional.pixel_shuffle(self.cell_logits(pyramid), 2)
+
+    def cell_logits(self, pyramid: list[Tensor]) -> Tensor:
+        """The same (B, 8, H / 2, W / 2): of each channel in turn the 2x2 pixels of a cell, row by row."""
         features = pyramid[-1]
         for level in range(len(pyramid) - 2, -1, -1):
             coarse = functional.interpolate(
                 self.laterals[level](features), scale_factor=2.0, mode='bilinear', align_corners=False
             )
             features = self.blocks[level](pyramid[level] + coarse)
-        return functional.pixel_shuffle(self.logits(features), 2)
+        logits: Tensor = self.logits(features)
+        return logits
