@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cmml_ros.errors import ShapeError
-from cmml_ros.model.range_features import range_features, residuals_behind_surface
+from cmml_ros.model.range_features import range_features, range_pyramid, residuals_behind_surface
 
 HEIGHT, WIDTH = 240, 320
 
@@ -48,6 +48,17 @@ def test_a_hole_of_ten_millimetres_stands_out_by_its_depth():
     features = range_features(pixels, depths, HEIGHT, WIDTH)
     assert np.sinh(features[0, 60, 80]) == pytest.approx(10.0, rel=0.05)
     assert np.abs(features[0, 10:30, 10:150]).max() < 0.1
+
+
+def test_smaller_pictures_have_the_features_of_their_own_size():
+    pixels, depths = wall()
+    depths = depths + 0.010 * inside_disc(pixels, 40) + np.random.default_rng(1).normal(0.0, 3e-4, depths.shape)
+    whole, reduced = range_pyramid(pixels, depths, HEIGHT, WIDTH, (1, 4))
+    np.testing.assert_array_equal(whole, range_features(pixels, depths, HEIGHT, WIDTH))
+    assert reduced.shape == (3, 30, 40)
+    alone = range_features((pixels + 0.5) / 4 - 0.5, depths, HEIGHT // 4, WIDTH // 4)
+    np.testing.assert_allclose(reduced, alone, atol=1e-5)
+    assert np.sinh(reduced[0, 15, 20]) == pytest.approx(10.0, rel=0.05)
 
 
 def test_scatter_tells_the_noise_of_the_sensor():

@@ -6,13 +6,13 @@ import ctypes
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
@@ -23,7 +23,7 @@ from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.instances import split_instances
 from cmml_ros.model.interface import INPUT_MULTIPLE
 from cmml_ros.model.matcher import Matcher, OpenVinoMatcher
-from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_features
+from cmml_ros.model.range_features import RANGE_CHANNELS, RANGE_STRIDE, range_pyramid
 from cmml_ros.model.rim_edge import settle_rims
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds to import
@@ -95,33 +95,24 @@ class Segmenter:
         The network runs on the picture, and on a quarter and an eighth of its resolution for what is too large to be
         seen as a whole: a coarse blob counts where finer pictures missed most of it.
         """
-        pixels = depths_m = None
+        factors = [
+            factor for factor in (1, *_OCTAVES) if factor == 1 or min(image.shape[:2]) // factor >= _LEAST_SIDE_PX
+        ]
+        range_maps: Sequence[NDArray[np.float32] | None] = [None] * len(factors)
         if projected is not None and self._config.use_range:
-            pixels, depths_m = projected.pixels, projected.points_camera[:, 2]
-        mask, rim = self._run(image, pixels, depths_m)
-        for factor in _OCTAVES:
-            small = cv2.resize(
-                image, (image.shape[1] // factor, image.shape[0] // factor), interpolation=cv2.INTER_AREA
-            )
-            if min(small.shape[:2]) < _LEAST_SIDE_PX:
-                break
-            at = None if pixels is None else (pixels + 0.5) / factor - 0.5
-            _lay_over(mask, rim, *self._run(np.asarray(small, np.uint8), at, depths_m))
+            depths_m = projected.points_camera[:, 2]
+            range_maps = range_pyramid(projected.pixels, depths_m, image.shape[0], image.shape[1], factors)
+        mask, rim = self._run(image, range_maps[0])
+        for factor, maps in zip(factors[1:], range_maps[1:], strict=True):
+            size = image.shape[1] // factor, image.shape[0] // factor
+            small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            _lay_over(mask, rim, *self._run(small, maps))
         return mask, rim
 
-    def _run(
-        self, image: NDArray[np.uint8], pixels: NDArray[np.float64] | None, depths_m: NDArray[np.float64] | None
-    ) -> NDArray[np.float32]:
-        """Probabilities (2, H, W) of the network on one picture."""
+    def _run(self, image: NDArray[np.uint8], maps: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Probabilities (2, H, W) of the network on one picture; maps: of `range_features`, None for unknown ones."""
         height, width = image.shape[:2]
-        bottom, right = -height % INPUT_MULTIPLE, -width % INPUT_MULTIPLE
-        padded = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode='edge')
-        range_maps = np.zeros(
-            (RANGE_CHANNELS, padded.shape[0] // RANGE_STRIDE, padded.shape[1] // RANGE_STRIDE), np.float32
-        )
-        if pixels is not None and depths_m is not None:
-            maps = range_features(pixels, depths_m, height, width)
-            range_maps[:, : maps.shape[1], : maps.shape[2]] = maps
+        padded, range_maps = _pad(image, maps)
         engine = self._engine
         try:
             return engine(padded, range_maps)[:, :height, :width]
@@ -143,6 +134,20 @@ class Segmenter:
         return self._engine(padded, range_maps)[:, :height, :width]
 
 
+def _pad(image: NDArray[np.uint8], maps: NDArray[np.float32] | None) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Both as the network takes them, (H, W) multiples of INPUT_MULTIPLE: nothing is known of range in the padding."""
+    bottom, right = -image.shape[0] % INPUT_MULTIPLE, -image.shape[1] % INPUT_MULTIPLE
+    if bottom or right:
+        image = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode='edge')
+    rows, columns = image.shape[0] // RANGE_STRIDE, image.shape[1] // RANGE_STRIDE
+    if maps is not None and maps.shape[1:] == (rows, columns):
+        return image, maps
+    padded = np.zeros((RANGE_CHANNELS, rows, columns), np.float32)
+    if maps is not None:
+        padded[:, : maps.shape[1], : maps.shape[2]] = maps
+    return image, padded
+
+
 def _lay_over(
     mask: NDArray[np.float32],
     rim: NDArray[np.float32],
@@ -150,14 +155,14 @@ def _lay_over(
     coarse_rim: NDArray[np.float32],
 ) -> None:
     """Put into the maps (H, W) the coarse ones in large blobs of which the fine mask has less than half."""
-    blobs, count = ndimage.label(coarse_mask >= 0.5)
-    if not count:
+    above = np.asarray(coarse_mask >= 0.5).view(np.uint8)
+    _, blobs, boxes, _ = cv2.connectedComponentsWithStats(above, connectivity=4)
+    large = np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= _MIN_COARSE_AREA_PX) + 1
+    if len(large) == 0:
         return
     found = cv2.resize(mask, blobs.shape[::-1], interpolation=cv2.INTER_AREA) >= 0.5
-    index = np.arange(1, count + 1)
-    areas = ndimage.sum_labels(np.ones(blobs.shape), blobs, index)
-    shares = ndimage.mean(found, blobs, index)
-    missed = np.isin(blobs, index[(areas >= _MIN_COARSE_AREA_PX) & (shares < 0.5)])
+    seen = np.bincount(blobs[found], minlength=len(boxes))[large]
+    missed = np.isin(blobs, large[seen < 0.5 * boxes[large, cv2.CC_STAT_AREA]])
     if not missed.any():
         return
     size = mask.shape[::-1]
