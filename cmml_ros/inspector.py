@@ -25,6 +25,7 @@ from cmml_ros.measurement.uncertainty import ExtrinsicStd
 from cmml_ros.model.cells import pack_cells
 from cmml_ros.model.range_features import range_features
 from cmml_ros.model.registration import Registrar, Registration
+from cmml_ros.model.rim_edge import settle_rims
 from cmml_ros.model.runtime import Segmenter
 from cmml_ros.stream import returns
 
@@ -204,8 +205,10 @@ def prepare_loops() -> None:
     """All that numba compiles is in memory afterwards: half a minute once per machine, else a second."""
     returns.prepare()
     prepare()
-    maps = range_features(np.zeros((64, 2)), np.ones(64), 32, 32)
-    pack_cells(np.zeros((32, 32, 3), np.uint8), maps)
+    image = np.full((32, 32, 3), 200, np.uint8)
+    pack_cells(image, range_features(np.zeros((64, 2)), np.ones(64), 32, 32))
+    image[10:20, 10:20] = 0
+    settle_rims([InstanceMask(np.pad(np.ones((10, 10), np.float32), 2), 8, 8, 1.0)], image)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

@@ -52,6 +52,13 @@ def test_a_bean_a_star_and_a_slot_are_one_airhole_each():
         assert len(split_instances(shape, no_rim, DetectionConfig())) == 1
 
 
+def test_what_lies_in_a_ring_is_an_airhole_of_its_own():
+    ring = np.minimum(disc(30, 60, 60), 1.0 - disc(20, 60, 60))
+    masks = split_instances(ring + disc(8, 60, 60), np.zeros((120, 160), np.float32), DetectionConfig())
+    (inner,) = (mask for mask in masks if mask.left > 40)
+    assert inner.area_px == pytest.approx(np.pi * 64, rel=0.05)
+
+
 def test_a_blob_at_the_border_is_flagged():
     (mask,) = split_instances(disc(10, 4, 50), np.zeros((120, 160), np.float32), DetectionConfig())
     assert mask.touches_border

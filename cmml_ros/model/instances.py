@@ -40,24 +40,35 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims, and
     at necks: the cores (inside, not on the rim) grow over the mask, each to what is nearest to it.
     """
-    # Pixels that touch at a corner belong together. The default algorithm takes three times as long over few blobs.
+    # Pixels that touch at a corner belong together. Outlines take a tenth of the time of labels for all pixels.
     above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
-    _, blobs, boxes, _ = cv2.connectedComponentsWithStatsWithAlgorithm(above, 8, cv2.CV_32S, cv2.CCL_GRANA)
+    outlines, levels = cv2.findContours(above, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     masks: list[InstanceMask] = []
-    # Noise makes thousands of specks: they are passed over before anything is computed for them.
     least_area_px = np.pi / 4.0 * config.min_diameter_px**2
-    for index in np.flatnonzero(boxes[1:, cv2.CC_STAT_AREA] >= least_area_px) + 1:
-        left, top, width, height = boxes[index, : cv2.CC_STAT_AREA].tolist()
+    # From the top; those of holes have a parent.
+    for number in range(len(outlines) - 1, -1, -1):
+        outline = outlines[number]
+        # Noise makes thousands of specks: they are passed over before anything is computed for them.
+        if (0.5 * len(outline) + 1.0) ** 2 < least_area_px or levels[0, number, 3] >= 0:
+            continue
+        left, top, width, height = cv2.boundingRect(outline)
         window = _grow(top, height, mask.shape[0]), _grow(left, width, mask.shape[1])
-        owners = _part_touching(blobs[window] == index, rim[window])
+        blobs = cv2.connectedComponents(above[window], connectivity=8)[1]
+        column, row = outline[0, 0] - (window[1].start, window[0].start)
+        own = np.asarray(blobs == blobs[row, column])
+        if np.count_nonzero(own) < least_area_px:
+            continue
+        probability = mask[window]
+        owners = _part_touching(own, rim[window])
         count = int(owners.max())
-        owners[(blobs[window] != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
+        owners[(blobs != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
         for owner in range(1, count + 1):
             core = owners == owner
-            if not _is_airhole(mask[window][core], config):
+            inside = probability[core]
+            if not _is_airhole(inside, config):
                 continue
-            coverage = _soften_rim(core, core | (owners == 0), mask[window])
-            confidence = float(mask[window][core].mean())
+            coverage = _soften_rim(core, core | (owners == 0), probability)
+            confidence = float(inside.mean())
             touches = _touches_border(core, window, mask.shape)
             masks.append(
                 InstanceMask(
@@ -111,7 +122,7 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
     scale = float(np.sqrt(_NECK_AREA_PX / area_px))
     smooth = cv2.INTER_LINEAR if scale > 1.0 else cv2.INTER_AREA
     scaled = cv2.resize(own.astype(np.float32), None, fx=scale, fy=scale, interpolation=smooth) >= 0.5
-    padded = np.pad(scaled, 1).astype(np.uint8)
+    padded = _frame(scaled, cv2.BORDER_CONSTANT)
     half_width_px = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1] / scale
     widest_px = float(half_width_px.max())
     parts, keep = whole, np.array([1])
@@ -147,11 +158,11 @@ def _soften_rim(core: NDArray[np.bool_], allowed: NDArray[np.bool_], mask: NDArr
     rim the log-odds are raised by what the network's rims lie too far in.
     """
     # A hole is what no path outside the core reaches from the border.
-    _, outside = cv2.connectedComponents(np.pad(~core, 1, constant_values=True).view(np.uint8), connectivity=4)
+    _, outside = cv2.connectedComponents(_frame(~core, cv2.BORDER_CONSTANT, 1), connectivity=4)
     inside = (outside[1:-1, 1:-1] != outside[0, 0]) & allowed
-    padded = np.pad(inside.astype(np.uint8), 1)  # the image's border is no rim
-    depth_px = cv2.distanceTransform(np.pad(inside.astype(np.uint8), 1, mode='edge'), cv2.DIST_L2, cv2.DIST_MASK_5)
-    height_px = cv2.distanceTransform(1 - padded, cv2.DIST_L2, cv2.DIST_MASK_5)
+    # The image's border is no rim.
+    depth_px = cv2.distanceTransform(_frame(inside, cv2.BORDER_REPLICATE), cv2.DIST_L2, cv2.DIST_MASK_5)
+    height_px = cv2.distanceTransform(_frame(~inside, cv2.BORDER_CONSTANT, 1), cv2.DIST_L2, cv2.DIST_MASK_5)
     raised = mask * np.float32(np.exp(_RIM_LOG_ODDS))
     coverage = np.where(allowed, raised / (1.0 - mask + raised), 0.0)
     coverage[depth_px[1:-1, 1:-1] > _BAND_PX] = 1.0
@@ -166,5 +177,11 @@ def _is_airhole(probabilities: NDArray[np.float32], config: DetectionConfig) -> 
 
 def _touches_border(core: NDArray[np.bool_], window: tuple[slice, slice], shape: tuple[int, ...]) -> bool:
     """Whether the image may hide a part: nothing sound is seen between the core and its border."""
-    rows, columns = (np.flatnonzero(core.any(axis=1 - axis)) + window[axis].start for axis in (0, 1))
-    return bool(rows[0] <= 1 or columns[0] <= 1 or rows[-1] >= shape[0] - 2 or columns[-1] >= shape[1] - 2)
+    left, top, width, height = cv2.boundingRect(core.view(np.uint8))
+    left, top = left + window[1].start, top + window[0].start
+    return bool(top <= 1 or left <= 1 or top + height >= shape[0] - 1 or left + width >= shape[1] - 1)
+
+
+def _frame(area: NDArray[np.bool_], border: int, value: int = 0) -> NDArray[np.uint8]:
+    """`area` as 0 and 1, with a pixel around it. np.pad would take longer than what it is for."""
+    return np.asarray(cv2.copyMakeBorder(area.view(np.uint8), 1, 1, 1, 1, border, value=value), np.uint8)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cmml_ros.geometry.compiled import compiled
 from cmml_ros.geometry.mask import InstanceMask
 
 # The edge is looked for so far from the network's rim, in steps; no farther, lest it be another one.
@@ -26,6 +27,8 @@ _MARGIN_PX = 3
 _MAX_PLACES = 4000
 # Brightness inside and outside: means over these distances from the edge.
 _NEAR_PX, _FAR_PX = 1.0, 2.0
+_STEPS = round((_REACH_PX + _FAR_PX) / _STEP_PX)  # to either side
+_REACH_STEPS, _NEAR_STEPS, _FAR_STEPS = _REACH_PX / _STEP_PX, _NEAR_PX / _STEP_PX, _FAR_PX / _STEP_PX
 _ITERATIONS = 4
 _CONVERGED = 0.02  # steps
 # The side walls of an airhole reflect less than this share of what the wall around does; paint and splashes need not.
@@ -44,12 +47,11 @@ def settle_rims(masks: Sequence[InstanceMask], image: NDArray[np.uint8]) -> list
     """`masks`, each rim as far out as the edge in `image`, (H, W, 3) uint8 BGR; as it was where that shows none."""
     if not masks:
         return []
-    brightness = np.asarray(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), _LINEAR), np.float32)
-    return [mask if mask.touches_border else _crop(_settle(mask, brightness), brightness.shape) for mask in masks]
+    return [mask if mask.touches_border else _crop(_settle(mask, image), image.shape) for mask in masks]
 
 
 def _crop(mask: InstanceMask, shape: tuple[int, ...]) -> InstanceMask:
-    """The same without what lies beside a picture of this shape (H, W)."""
+    """The same without what lies beside a picture of this shape (H, W, 3)."""
     left, top, width, height = mask.roi
     if left >= 0 and top >= 0 and left + width <= shape[1] and top + height <= shape[0]:
         return mask
@@ -58,19 +60,34 @@ def _crop(mask: InstanceMask, shape: tuple[int, ...]) -> InstanceMask:
     return replace(mask, coverage=mask.coverage[rows, columns], left=left + columns.start, top=top + rows.start)
 
 
-def _settle(mask: InstanceMask, brightness: NDArray[np.float32]) -> InstanceMask:
-    coverage = np.pad(mask.coverage, _MARGIN_PX)
+def _settle(mask: InstanceMask, image: NDArray[np.uint8]) -> InstanceMask:
+    margin = _MARGIN_PX
+    padded = cv2.copyMakeBorder(mask.coverage, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+    coverage = np.asarray(padded, np.float32)
     left, top = mask.left - _MARGIN_PX, mask.top - _MARGIN_PX
     out_x, out_y = _point_outwards(coverage)
-    offset_px, unevenness = _find_edge(coverage, left, top, brightness, out_x, out_y)
+    offset_px, unevenness = _find_edge(coverage, left, top, image, out_x, out_y)
     if not np.isfinite(offset_px):
         return mask
-    y, x = np.indices(coverage.shape, np.float32)
-    offset = np.float32(offset_px)
     std_px = math.hypot(_EVEN_STD_PX, _UNEVEN_STD_PX * unevenness)
     # Bilinear interpolation would soften the rim.
-    moved = np.clip(cv2.remap(coverage, x - offset * out_x, y - offset * out_y, cv2.INTER_CUBIC), 0.0, 1.0)
-    return replace(mask, coverage=moved.astype(np.float32), left=left, top=top, boundary_std_px=std_px)
+    moved = cv2.remap(coverage, *_step_back(offset_px, out_x, out_y), cv2.INTER_CUBIC)
+    return replace(
+        mask, coverage=np.clip(moved, 0.0, 1.0, dtype=np.float32), left=left, top=top, boundary_std_px=std_px
+    )
+
+
+@compiled
+def _step_back(
+    offset_px: float, out_x: NDArray[np.float32], out_y: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where what each pixel shows lay before it was moved outwards: x and y, each (h, w)."""
+    from_x, from_y = np.empty_like(out_x), np.empty_like(out_y)
+    for row in range(out_x.shape[0]):
+        for column in range(out_x.shape[1]):
+            from_x[row, column] = column - offset_px * out_x[row, column]
+            from_y[row, column] = row - offset_px * out_y[row, column]
+    return from_x, from_y
 
 
 def _point_outwards(coverage: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -88,7 +105,7 @@ def _find_edge(
     coverage: NDArray[np.float32],
     left: int,
     top: int,
-    brightness: NDArray[np.float32],
+    image: NDArray[np.uint8],
     out_x: NDArray[np.float32],
     out_y: NDArray[np.float32],
 ) -> tuple[float, float]:
@@ -96,53 +113,90 @@ def _find_edge(
 
     And the relative deviation of the brightness outside, along the rim.
     """
-    x, y = _cross_rim(coverage)
-    if len(x) == 0:
+    places = _cross_rim(coverage, out_x, out_y)
+    if len(places) == 0:
         return math.nan, math.nan
-    every = len(x) // _MAX_PLACES + 1
-    x, y = x[::every], y[::every]
-    row, column = np.rint(y).astype(int), np.rint(x).astype(int)
-    across_x, across_y = out_x[row, column], out_y[row, column]
-    reach = round((_REACH_PX + _FAR_PX) / _STEP_PX)
-    steps = np.float32(_STEP_PX) * np.arange(-reach, reach + 1, dtype=np.float32)
-    sampled = cv2.remap(
-        brightness,
-        np.float32(left) + x[:, None] + steps * across_x[:, None],
-        np.float32(top) + y[:, None] + steps * across_y[:, None],
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    places = places[:: len(places) // _MAX_PLACES + 1]
+    # Only what is looked at is converted, with its neighbours.
+    around = math.ceil(_REACH_PX + _FAR_PX) + 1
+    first_row, first_column = max(top - around, 0), max(left - around, 0)
+    height, width = coverage.shape
+    window = image[first_row : top + height + around, first_column : left + width + around]
+    brightness = cv2.LUT(cv2.cvtColor(window, cv2.COLOR_BGR2GRAY), _LINEAR)
+    at_x, at_y = _step_across(places, left - first_column, top - first_row)
+    sampled = cv2.remap(brightness, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     # A rim crosses rows and columns of pixels |cos| + |sin| times per pixel of its length.
-    weights = 1.0 / np.maximum(np.abs(across_x) + np.abs(across_y), 0.5)
+    weights = 1.0 / np.maximum(np.abs(places[:, 2:]).sum(axis=1), 0.5)
     profile = weights @ sampled / weights.sum()
-    near, far = _NEAR_PX / _STEP_PX, _FAR_PX / _STEP_PX
-    edge = float(reach)  # in steps from the first
+    edge = _find_step(profile)
+    if not np.isfinite(edge):
+        return math.nan, math.nan
+    beyond = sampled[:, math.ceil(edge + _NEAR_STEPS) : math.floor(edge + _FAR_STEPS) + 1].mean(axis=1)
+    return _STEP_PX * (edge - _STEPS), float(beyond.std() / beyond.mean())
+
+
+@compiled
+def _find_step(profile: NDArray[np.float32]) -> float:
+    """Where `profile`, (2 _STEPS + 1,), passes half-way between its means on both sides of that place; NaN: nowhere."""
+    edge = float(_STEPS)
     for _ in range(_ITERATIONS):
-        inside = profile[math.ceil(edge - far) : math.floor(edge - near) + 1].mean()
-        outside = profile[math.ceil(edge + near) : math.floor(edge + far) + 1].mean()
-        bright = profile >= 0.5 * (inside + outside)
-        passed = np.flatnonzero(bright[1:] > bright[:-1])
-        if inside > _MAX_INSIDE_RATIO * outside or len(passed) == 0:
-            return math.nan, math.nan
-        before, after = profile[passed], profile[passed + 1]
-        places = passed + (0.5 * (inside + outside) - before) / (after - before)
-        last, edge = edge, float(places[np.argmin(np.abs(places - edge))])
-        if abs(edge - reach) > _REACH_PX / _STEP_PX:
-            return math.nan, math.nan
+        inside = profile[math.ceil(edge - _FAR_STEPS) : math.floor(edge - _NEAR_STEPS) + 1].mean()
+        outside = profile[math.ceil(edge + _NEAR_STEPS) : math.floor(edge + _FAR_STEPS) + 1].mean()
+        if inside > _MAX_INSIDE_RATIO * outside:
+            return math.nan
+        half = 0.5 * (inside + outside)
+        nearest = math.inf
+        for index in range(len(profile) - 1):
+            before, after = profile[index], profile[index + 1]
+            if before < half <= after:
+                place = index + (half - before) / (after - before)
+                if abs(place - edge) < abs(nearest - edge):
+                    nearest = place
+        if abs(nearest - _STEPS) > _REACH_STEPS:
+            return math.nan
+        last, edge = edge, nearest
         if abs(edge - last) < _CONVERGED:
             break
-    beyond = sampled[:, math.ceil(edge + near) : math.floor(edge + far) + 1].mean(axis=1)
-    return _STEP_PX * (edge - reach), float(beyond.std() / beyond.mean())
+    return edge
 
 
-def _cross_rim(coverage: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where the coverage passes one half between the centres of neighbouring pixels: x and y, each (N,)."""
-    excess = coverage - np.float32(0.5)
-    found = []
-    for axis in (1, 0):
-        before, after = (excess[:, :-1], excess[:, 1:]) if axis == 1 else (excess[:-1], excess[1:])
-        row, column = np.nonzero((before < 0.0) != (after < 0.0))
-        share = before[row, column] / (before[row, column] - after[row, column])
-        found.append((column + share, row.astype(np.float32)) if axis == 1 else (column, row + share))
-    (x_across, y_across), (x_down, y_down) = found
-    return np.concatenate([x_across, x_down]).astype(np.float32), np.concatenate([y_across, y_down]).astype(np.float32)
+@compiled
+def _step_across(places: NDArray[np.float32], left: int, top: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where the profiles across the rim are read: x and y, each (N, 2 _STEPS + 1), from its inside outwards."""
+    at_x = np.empty((len(places), 2 * _STEPS + 1), np.float32)
+    at_y = np.empty_like(at_x)
+    for place in range(len(places)):
+        for step in range(2 * _STEPS + 1):
+            distance = np.float32(_STEP_PX * (step - _STEPS))
+            at_x[place, step] = left + places[place, 0] + distance * places[place, 2]
+            at_y[place, step] = top + places[place, 1] + distance * places[place, 3]
+    return at_x, at_y
+
+
+@compiled
+def _cross_rim(
+    coverage: NDArray[np.float32], out_x: NDArray[np.float32], out_y: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Where the coverage passes one half between the centres of neighbouring pixels, and which way is out there.
+
+    (N, 4): x, y, and the unit vector's x and y.
+    """
+    height, width = coverage.shape
+    half = np.float32(0.5)
+    places = np.empty((2 * coverage.size, 4), np.float32)
+    count = 0
+    for down in range(2):  # to the right first
+        for row in range(height - down):
+            for column in range(width - 1 + down):
+                before = coverage[row, column] - half
+                after = coverage[row + down, column + 1 - down] - half
+                if (before < 0.0) != (after < 0.0):
+                    share = before / (before - after)
+                    nearer = 0 if share <= half else 1
+                    at_row, at_column = row + down * nearer, column + (1 - down) * nearer
+                    places[count, 0] = column + (1 - down) * share
+                    places[count, 1] = row + down * share
+                    places[count, 2] = out_x[at_row, at_column]
+                    places[count, 3] = out_y[at_row, at_column]
+                    count += 1
+    return places[:count].copy()
