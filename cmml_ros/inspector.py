@@ -16,7 +16,8 @@ from cmml_ros.config import InspectorConfig
 from cmml_ros.errors import PoseError
 from cmml_ros.extrinsic_check import ExtrinsicCheck
 from cmml_ros.frame import Frame
-from cmml_ros.geometry.cloud import ProjectedCloud, project_cloud
+from cmml_ros.geometry.camera import Camera
+from cmml_ros.geometry.cloud import Cloud, ProjectedCloud, project_cloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.measurement.defect import Defect, Measurement, Status
@@ -205,8 +206,10 @@ def prepare_loops() -> None:
     """All that numba compiles is in memory afterwards: half a minute once per machine, else a second."""
     returns.prepare()
     prepare()
+    cloud = Cloud(np.tile([0.0, 0.0, 1.0], (64, 1)))
+    seen = project_cloud(cloud, Camera(32, 32, 30.0, 30.0, 15.5, 15.5), SE3.identity())
     image = np.full((32, 32, 3), 200, np.uint8)
-    pack_cells(image, range_features(np.zeros((64, 2)), np.ones(64), 32, 32))
+    pack_cells(image, range_features(seen.pixels, seen.points_camera[:, 2], 32, 32))
     image[10:20, 10:20] = 0
     settle_rims([InstanceMask(np.pad(np.ones((10, 10), np.float32), 2), 8, 8, 1.0)], image)
 

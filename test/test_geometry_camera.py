@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cmml_ros.errors import ShapeError
 from cmml_ros.geometry.camera import Camera
+from cmml_ros.geometry.transforms import SE3
 
 PINHOLE = Camera(640, 480, 500.0, 510.0, 320.0, 240.0)
 DISTORTED = {
@@ -67,6 +68,24 @@ def test_projects_like_opencv(camera):
     known = np.isfinite(pixels[:, 0])
     assert visible.sum() > 500
     np.testing.assert_allclose(pixels[known], expected[known], atol=1e-6)
+
+
+@pytest.mark.parametrize('camera', ALL.values(), ids=ALL)
+def test_sees_what_projects_into_the_image(camera):
+    T_camera_source = SE3.from_rotation_vector([0.1, -0.2, 0.3], [0.05, -0.02, 0.1])
+    points_camera = np.random.default_rng(0).uniform(-2.0, 2.0, (5000, 3))
+    points_camera[:4] = [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [np.nan, 0.0, 1.0]]
+    points_source = T_camera_source.inverse().apply(points_camera)
+    pixels, visible = camera.project(T_camera_source.apply(points_source))
+    found = camera.see(points_source, T_camera_source)
+    assert 100 < visible.sum() < 3000
+    np.testing.assert_array_equal(found[2], np.flatnonzero(visible))
+    np.testing.assert_allclose(found[0], points_camera[visible], atol=1e-12)
+    np.testing.assert_allclose(found[1], pixels[visible], atol=1e-9)
+    # As drivers give them: in float32, between other fields.
+    packed = np.zeros((5000, 4), np.float32)
+    packed[:, :3] = points_source
+    np.testing.assert_allclose(camera.see(packed[:, :3], T_camera_source)[0], found[0], atol=1e-6)
 
 
 @pytest.mark.parametrize('camera', ALL.values(), ids=ALL)

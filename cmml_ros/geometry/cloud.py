@@ -71,23 +71,14 @@ def project_cloud(cloud: Cloud, camera: Camera, T_camera_lidar: SE3) -> Projecte
     OCCLUSION_GAP_RATIO of the depth. The cells are square and hold two points on average, so that a cloud coarser
     than the pixels still closes its surfaces, within 4 to 32 px.
     """
-    points_camera = T_camera_lidar.apply(cloud.points)
-    pixels, visible = camera.project(points_camera)
-    kept = np.flatnonzero(visible)
-    kept = kept[~_find_hidden(pixels[kept], points_camera[kept, 2], camera)]
-    intensity = None if cloud.intensity is None else cloud.intensity[kept]
-    return ProjectedCloud(points_camera[kept], pixels[kept], intensity)
+    from cmml_ros.geometry.occlusion import find_unhidden  # numba: who only passes clouds on need not wait for it
 
-
-def _find_hidden(pixels: NDArray[np.float64], depths_m: NDArray[np.float64], camera: Camera) -> NDArray[np.bool_]:
+    points_camera, pixels, kept = camera.see(cloud.points, T_camera_lidar)
     area_px = camera.width * camera.height
     cell_px = min(max(math.sqrt(_POINTS_PER_CELL * area_px / max(len(pixels), 1)), _CELL_PX[0]), _CELL_PX[1])
-    columns = math.ceil(camera.width / cell_px)
-    rows = math.ceil(camera.height / cell_px)
-    column, row = ((pixels + 0.5) / cell_px).astype(np.intp).T
-    cells = row * columns + column
-    nearest_m = np.full(rows * columns, np.inf)
-    np.minimum.at(nearest_m, cells, depths_m)
-    gaps_m = depths_m - nearest_m[cells]
-    hidden: NDArray[np.bool_] = gaps_m > np.maximum(OCCLUSION_GAP_M, OCCLUSION_GAP_RATIO * depths_m)
-    return hidden
+    grid = math.ceil(camera.height / cell_px), math.ceil(camera.width / cell_px)
+    unhidden = find_unhidden(points_camera, pixels, cell_px, grid, OCCLUSION_GAP_M, OCCLUSION_GAP_RATIO)
+    if len(unhidden) < len(kept):
+        points_camera, pixels, kept = points_camera[unhidden], pixels[unhidden], kept[unhidden]
+    intensity = None if cloud.intensity is None else cloud.intensity[kept]
+    return ProjectedCloud(points_camera, pixels, intensity)

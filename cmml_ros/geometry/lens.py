@@ -1,4 +1,4 @@
-"""The inverse of the lens models of camera.py, pixel by pixel."""
+"""The lens models of camera.py point by point, and their inverse pixel by pixel."""
 
 from __future__ import annotations
 
@@ -32,6 +32,63 @@ def _radial_gain(coefficients: Array, equidistant: bool, squared: float) -> tupl
     if not d > 0.0:  # beyond a pole the model means nothing
         return math.nan, math.nan
     return n / d, (dn * d - n * dd) / (d * d)
+
+
+@compiled
+def project_seen(
+    points: Array,
+    rotation: Array,
+    translation: Array,
+    intrinsics: Array,
+    size: tuple[int, int],
+    coefficients: Array,
+    equidistant: bool,
+    limit: float,
+) -> tuple[Array, Array, NDArray[np.int64]]:
+    """Those of `points`, (N, 3), moved by rotation and translation, that lie in the image: (K, 3).
+
+    And their pixels (K, 2) and indices (K,). intrinsics: fx, fy, cx, cy. size: width, height. coefficients, limit: as
+    of `undistort`, the latter infinite where nothing is distorted.
+    """
+    moved, pixels = np.empty((len(points), 3)), np.empty((len(points), 2))
+    indices = np.empty(len(points), np.int64)
+    p1, p2 = coefficients[2], coefficients[3]
+    count = 0
+    for i in range(len(points)):
+        for axis in range(3):
+            moved[count, axis] = (
+                rotation[axis, 0] * points[i, 0]
+                + rotation[axis, 1] * points[i, 1]
+                + rotation[axis, 2] * points[i, 2]
+                + translation[axis]
+            )
+        depth = moved[count, 2]
+        if not depth > 0.0:
+            continue
+        x, y = moved[count, 0] / depth, moved[count, 1] / depth
+        squared = x * x + y * y
+        if equidistant:
+            radius = math.sqrt(squared)
+            angle = math.atan(radius)
+            if not angle <= limit:
+                continue
+            gain, _ = _radial_gain(coefficients, equidistant, angle * angle)
+            scale = angle * gain / radius if radius > 1e-12 else 1.0
+            x, y = x * scale, y * scale
+        else:
+            if not squared <= limit * limit:
+                continue
+            gain, _ = _radial_gain(coefficients, equidistant, squared)
+            x, y = (
+                x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
+                y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
+            )
+        u, v = intrinsics[0] * x + intrinsics[2], intrinsics[1] * y + intrinsics[3]
+        if u >= -0.5 and u < size[0] - 0.5 and v >= -0.5 and v < size[1] - 0.5:
+            pixels[count, 0], pixels[count, 1] = u, v
+            indices[count] = i
+            count += 1
+    return moved[:count].copy(), pixels[:count].copy(), indices[:count].copy()
 
 
 @compiled

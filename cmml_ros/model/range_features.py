@@ -196,26 +196,28 @@ def _smooth(grid: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np
     y, x = (offset.ravel() / reach for offset in np.mgrid[-reach : reach + 1, -reach : reach + 1])
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)  # (K, 6)
     products = (basis[:, :, None] * basis[:, None]).reshape(len(basis), 36)
-    windows = _windows(np.pad(grid, reach, constant_values=np.nan))  # (H W, K)
+    windows = _windows(np.pad(grid, reach, constant_values=np.nan)).reshape(*grid.shape, -1)  # (H, W, K)
     unknown = ~np.isfinite(windows)
     values = np.where(unknown, 0.0, windows)
-    count = len(basis) - unknown.sum(axis=1)
-    fitted = np.repeat(start.reshape(-1, 1), len(basis), axis=1)
+    count = len(basis) - unknown.sum(axis=2, keepdims=True)
+    fitted = np.repeat(start[:, :, None], len(basis), axis=2)
     error, weights = np.empty_like(values), np.empty_like(values)
     for step in range(_L1_STEPS + _BIWEIGHT_STEPS):
         np.abs(np.subtract(values, fitted, out=error), out=error)
         error[unknown] = np.inf
-        median = np.sort(error, axis=1)[np.arange(grid.size), count // 2]
-        scale = 1.4826 * np.where(count, median, 1.0)[:, None] + 1e-6
+        median = np.take_along_axis(np.sort(error, axis=2), count // 2, axis=2)
+        scale = 1.4826 * np.where(count, median, 1.0) + 1e-6
         if step < _L1_STEPS:
             np.divide(scale, np.maximum(error, scale, out=error), out=weights)
         else:
             np.square(np.divide(error, 4.685 * scale, out=error), out=error)
             np.square(np.maximum(np.subtract(1.0, error, out=error), 0.0, out=error), out=weights)
-        coefficients = _solve_normal(weights @ products, np.multiply(weights, values, out=error) @ basis, 1e-6)
+        # Products row by row of the grid: those of all at once would wake the threads of BLAS, which spin long after.
+        normal, right = weights @ products, np.multiply(weights, values, out=error) @ basis
+        coefficients = _solve_normal(normal.reshape(-1, 36), right.reshape(-1, 6), 1e-6).reshape(right.shape)
         np.matmul(coefficients, basis.T, out=fitted)
-    enough = (weights > 0.0).sum(axis=1) >= _MIN_CELLS
-    return np.asarray(np.where(enough, coefficients[:, 0], start.ravel()).reshape(grid.shape))
+    enough = (weights > 0.0).sum(axis=2) >= _MIN_CELLS
+    return np.asarray(np.where(enough, coefficients[:, :, 0], start))
 
 
 def _windows(padded: NDArray[np.float64]) -> NDArray[np.float64]:
