@@ -2,8 +2,8 @@
 
     python benchmarks/rendered_wall.py [--seeds 1] [--out out/rendered_wall]
 
-60 frames of 2 x 1 m with 70 % overlap, look "fast", simulated depth camera, odometry noise of 2 mm and 0.1 degrees a
-step. What the frames told is kept in `out`, so that a second call only fuses it again.
+60 frames of 2 x 1 m with 70 % overlap, look "fast", simulated depth camera with its preset, odometry noise of 2 mm and
+0.1 degrees a step. What the frames told is kept in `out`, so that a second call only fuses it again.
 
 A second table says what the errors of MEASURED views are made of, by analysis of variance over all walls: what is new
 in every view and what the views of an airhole share, as they are and as they are stated, and what fusing can gain at
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from score_wall import match_airholes
 from tqdm import tqdm
 
-from cmml_ros.config import InspectorConfig, MapConfig
+from cmml_ros.config import InspectorConfig, load_config
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspector
@@ -41,6 +41,7 @@ from cmml_ros.simulation.response import Response
 from cmml_ros.simulation.scenario import Scenario
 from cmml_ros.simulation.scene import Scene, make_scene
 
+PRESET = Path(__file__).parents[1] / 'config' / 'sensors' / 'depth_camera_simulated.yaml'
 SIZE_M = (2.0, 1.0)
 AIRHOLES_PER_M2 = 150.0
 STEP_M, STEP_DEG = 0.002, 0.1
@@ -112,13 +113,13 @@ def inspect_wall(seed: int, noise_m: float | None, config: InspectorConfig) -> l
 
 
 def fuse(
-    seed: int, records: list[FrameRecord], truth: Truth, config: MapConfig
+    seed: int, records: list[FrameRecord], truth: Truth, config: InspectorConfig
 ) -> tuple[Survey, dict[int, list[Array]]]:
     """The map of a pass, and by airhole `list_errors` of its MEASURED views.
 
     Which airhole each view is of tells the true pose of its frame.
     """
-    result = Survey(DefectMap(config))
+    result = Survey(DefectMap(config.map, measurement=config.measurement))
     errors: dict[int, list[Array]] = {}
     poses = pass_by(*SIZE_M, np.random.default_rng(seed), STEP_M, STEP_DEG)
     for record, (T_true, T_told) in zip(records, poses, strict=True):
@@ -228,11 +229,11 @@ def main() -> int:
     )
     views: list[Array] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        config = InspectorConfig()
+        config = load_config(InspectorConfig, PRESET)
         records = load_or_inspect(options.out, seed, options.noise, config)
         scene = make_scene('plane', seed, width_m=SIZE_M[0], height_m=SIZE_M[1], airhole_density_per_m2=AIRHOLES_PER_M2)
         truth = Truth.of(scene)
-        result, errors = fuse(seed, records, truth, config.map)
+        result, errors = fuse(seed, records, truth, config)
         views += [np.array(each) for each in errors.values()]
         figures = judge(truth, result, LARGEST_AREA_RATIO)
         coverage = ', '.join(f'{figures.coverage[name]:.1%}' for name in ('area', 'depth', 'volume'))

@@ -363,7 +363,7 @@ class _Merge:
         self._ids: list[list[int]] = []  # of each frame
         self._frame_table = files.enter_context(TableWriter(out / 'frames.csv', FRAME_COLUMNS))
         self._observation_table = files.enter_context(TableWriter(out / 'observations.csv', OBSERVATION_COLUMNS))
-        self._map = DefectMap(config.map, config.sync.map_frame)
+        self._map = DefectMap(config.map, config.sync.map_frame, config.measurement)
         self._pictures: list[Picture] = []
         self._range_noises_m: list[float] = []
         self._frames: Counter[str] = Counter()

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmml_ros.config import MapConfig
+from cmml_ros.config import MapConfig, MeasurementConfig
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
+from cmml_ros.measurement.uncertainty import Budget
 
 # The wall is the plane z = 0.5 m of the map; the camera looks along z.
 CAMERA = 'camera_optical_frame'
@@ -98,14 +100,55 @@ def test_the_other_side_of_an_edge_is_another_airhole():
 
 
 def test_fusion_weighs_by_information():
-    # Deviations 1 and 2: weights 1 and 1/4, so (1 * 100 + 0.25 * 150) / 1.25 = 110 mm2.
+    # Deviations of 1 and 2 %: weights 1 and 1/4, so (1 * 100 + 0.25 * 150) / 1.25 = 110 mm2.
     defect_map = DefectMap(MapConfig())
     observe(defect_map, make_measurement(0.1, area_m2=100e-6, area_std_m2=1e-6))
-    observe(defect_map, make_measurement(0.1, area_m2=150e-6, area_std_m2=2e-6))
+    observe(defect_map, make_measurement(0.1, area_m2=150e-6, area_std_m2=3e-6))
     fused = defect_map.entries[0].measurement
     assert fused.area_m2 == pytest.approx(110e-6)
-    assert fused.area_std_m2 == pytest.approx(1.2e-6)  # (1 * 1 + 0.25 * 2) / 1.25: correlated errors do not average out
+    assert fused.area_std_m2 == pytest.approx(1.4e-6)  # (1 * 1 + 0.25 * 3) / 1.25: correlated errors do not average out
     assert fused.equivalent_diameter_m == pytest.approx(2 * sqrt(110e-6 / pi))
+
+
+@given(st.floats(0.01, 0.2), st.floats(0.5, 2.0))
+def test_what_is_drawn_small_counts_no_more_than_what_is_drawn_large(share, ratio):
+    # Deviations that grow with the value: both views tell as much, so the mean is the middle.
+    defect_map = DefectMap(MapConfig())
+    for area in (100e-6, ratio * 100e-6):
+        observe(defect_map, make_measurement(0.1, area_m2=area, area_std_m2=share * area))
+    assert defect_map.entries[0].measurement.area_m2 == pytest.approx(50e-6 * (1.0 + ratio))
+
+
+def test_where_each_view_leaves_half_open_their_readings_are_measured_together():
+    # A half ellipsoid, 10 mm wide and 3 mm deep: 2/3 A h. One view reads its left half, the other its right half.
+    angles = np.linspace(0.0, 2.0 * pi, 9)[:-1] + 0.1
+    ring = np.column_stack([np.cos(angles), np.sin(angles)])
+    places = 0.005 * np.concatenate([reach * ring for reach in (0.25, 0.5, 0.7, 0.85, 0.93)])
+    depths = 0.003 * np.sqrt(1.0 - (places**2).sum(axis=1) / 0.005**2)
+    area = pi * 0.005**2
+    volume = 2.0 / 3.0 * area * 0.003
+    defect_map = DefectMap(MapConfig(), 'map', MeasurementConfig(footprint_ratio=0.0))
+    for half, told in ((places[:, 0] < 0.0, 0.8), (places[:, 0] >= 0.0, 1.2)):
+        readings = CavityReadings.of_view(
+            np.eye(3)[:2], places[half], np.zeros((half.sum(), 2)), depths[half], 2e-5, area
+        )
+        view = make_measurement(
+            0.1,
+            area_std_m2=1e-8,
+            volume_m3=told * volume,
+            volume_std_m3=0.2 * volume,
+            volume_systematic_std_m3=0.14 * volume,
+            volume_budget=Budget(shape=(0.2 * volume) ** 2 - 1e-20, boundary=1e-20),
+            readings=readings,
+        )
+        observe(defect_map, view, camera_x_m=told)
+    fused = defect_map.entries[0].measurement
+    assert fused.volume_m3 == pytest.approx(volume, rel=0.04)
+    assert fused.volume_std_m3 < 0.08 * volume
+    assert abs(fused.volume_m3 - volume) < 2.0 * fused.volume_std_m3
+    assert fused.volume_systematic_std_m3 > 0.0
+    assert fused.volume_upper_bound_m3 == pytest.approx(fused.volume_m3 + 1.645 * fused.volume_std_m3)
+    assert fused.readings is None
 
 
 def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
@@ -126,14 +169,14 @@ def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
 
 
 def test_volumes_with_and_without_the_shape_prior_are_averaged_by_information():
-    # Deviations 1 and 2: weights 1 and 1/4, so (1 * 10 + 0.25 * 15) / 1.25 = 11 mm3, in either order.
+    # Deviations of 10 and 20 %: weights 1 and 1/4, so (1 * 10 + 0.25 * 15) / 1.25 = 11 mm3, in either order.
     measured = make_measurement(0.1, volume_m3=10e-9, volume_std_m3=1e-9, volume_systematic_std_m3=0.0, point_count=50)
     guessed = make_measurement(
         0.1,
         volume_status=Status.SHAPE_PRIOR,
         volume_m3=15e-9,
-        volume_std_m3=2e-9,
-        volume_systematic_std_m3=1.2e-9,
+        volume_std_m3=3e-9,
+        volume_systematic_std_m3=1.8e-9,
         point_count=10,
         reason='part of the depth comes from the shape prior',
     )
@@ -144,11 +187,11 @@ def test_volumes_with_and_without_the_shape_prior_are_averaged_by_information():
         fused = defect_map.entries[0].measurement
         assert (fused.volume_status, fused.reason, fused.point_count) == (Status.MEASURED, '', 60)
         assert fused.volume_m3 == pytest.approx(11e-9)
-        # White parts 1 and 1.6 average out, the shared 1.2 of the one that has it counts by its weight.
-        systematic = 0.25 * 1.2e-9 / 1.25
+        # White parts 1 and 2.4 average out, the shared 1.8 of the one that has it counts by its weight.
+        systematic = 0.25 * 1.8e-9 / 1.25
         assert fused.volume_systematic_std_m3 == pytest.approx(systematic)
         assert fused.volume_std_m3 == pytest.approx(
-            sqrt((1.0**2 + (0.25 * 1.6) ** 2) * 1e-18 / 1.25**2 + systematic**2)
+            sqrt((1.0**2 + (0.25 * 2.4) ** 2) * 1e-18 / 1.25**2 + systematic**2)
         )
         assert fused.volume_upper_bound_m3 == pytest.approx(fused.volume_m3 + 1.645 * fused.volume_std_m3)
 

@@ -12,6 +12,7 @@ from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.record import FrameRecord
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.uncertainty import Budget
 
 CAMERA = Camera(width=200, height=100, fx=200.0, fy=200.0, cx=99.5, cy=49.5, distortion=(0.1, 0.0, 0.0, 0.0))
@@ -34,6 +35,7 @@ def make_record() -> FrameRecord:
         area_m2=1 / 3,
         equivalent_diameter_m=0.020,
         area_budget=Budget(noise=1e-9, boundary=2e-9),
+        readings=CavityReadings(np.eye(3)[:2] / 3, np.arange(10, dtype=np.float32).reshape(2, 5) / 3, 1e-4, 1 / 3, 2),
     )
     defect = Defect(0, 0.9, (90, 40, 20, 20), 10 * circle + (99.5, 49.5), measurement)
     pose = SE3.from_rotation_vector([0.1, 0.2, 0.3], np.array([1.0, 2.0, 3.0]))
@@ -51,6 +53,10 @@ def test_a_record_survives_the_disk_to_the_bit():
     assert back.camera == record.camera
     assert back.defects[0].measurement.area_m2 == 1 / 3
     assert back.defects[0].measurement.area_budget == record.defects[0].measurement.area_budget
+    readings, written = back.defects[0].measurement.readings, record.defects[0].measurement.readings
+    np.testing.assert_array_equal(readings.axes, written.axes)
+    np.testing.assert_array_equal(readings.rows, written.rows)
+    assert (readings.rows.dtype, readings.noise_m, readings.spacing_m, readings.views) == (np.float32, 1e-4, 1 / 3, 2)
     assert back.defects[0].measurement.volume_status is Status.SHAPE_PRIOR
     assert back.calibration.status is CalibrationStatus.DRIFTED
     np.testing.assert_array_equal(back.calibration.std, np.full(6, 1 / 3))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cmml_ros.measurement.uncertainty import Budget, assume_range_bias, find_undamaged_std
+from cmml_ros.measurement.uncertainty import Budget, Footprint, assume_range_bias, find_undamaged_std
 
 
 def test_variances_add() -> None:
@@ -31,3 +31,17 @@ def test_averaging_removes_noise_and_nothing_else() -> None:
     assert find_undamaged_std(0.001, 100, 0.0, 0.0) == pytest.approx(0.0001)
     assert find_undamaged_std(0.001, 10**8, 0.0003, 0.0004) == pytest.approx(0.0005, rel=1e-3)
     assert find_undamaged_std(0.001, 4, 0.0, 0.001) == pytest.approx(0.001 * math.sqrt(1.25))
+
+
+def test_a_footprint_costs_volume_along_the_rim_and_depth_at_the_floor() -> None:
+    footprint = Footprint.of_readings(0.5, 0.002, 0.006)
+    assert footprint.width_m == 0.001
+    assert Footprint.of_readings(1.0, 0.005, 0.006).width_m == pytest.approx(0.0024)  # two fifths of a radius at most
+    assert footprint.lost_volume(0.04, 0.003) == pytest.approx(0.1 * 0.001 * 0.04 * 0.003)
+    assert footprint.lost_volume(0.04, math.nan) == 0.0
+    assert footprint.lost_depth(120.0) == pytest.approx(1e-5)
+
+
+def test_beside_the_cavity_are_rim_surface_and_bias() -> None:
+    budget = Budget(noise=1.0, surface=2.0, scale=3.0, shape=4.0, patch=5.0, bias=6.0, boundary=7.0, calibration=8.0)
+    assert budget.beside_cavity.std == pytest.approx(math.sqrt(2 + 3 + 5 + 6 + 7 + 8))

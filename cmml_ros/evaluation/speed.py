@@ -151,7 +151,7 @@ class _Run:
 
     def inspect(self, messages: Iterator[BagMessage], progress: tqdm[Any]) -> None:
         """The recording once, from its first message on."""
-        self._map = DefectMap(self._config.map, self._config.sync.map_frame)
+        self._map = DefectMap(self._config.map, self._config.sync.map_frame, self._config.measurement)
         points_topic = self._topics.points or 'points'
         self._assembler = Assembler(self._config.sync, self._topics.image, self._topics.camera_info, points_topic)
         for inspected in self._inspector.inspect_all(self._frames(messages, progress)):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from cmml_ros.config import MapConfig
+from cmml_ros.config import MapConfig, MeasurementConfig
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import Closeup
@@ -20,6 +20,7 @@ from cmml_ros.mapping.drift import DriftFilter
 from cmml_ros.mapping.fusion import Columns, Fusion
 from cmml_ros.mapping.views import FrameViews
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.uncertainty import UPPER_95
 
 Array = NDArray[np.float64]
@@ -40,6 +41,7 @@ _PART_SHARE = 0.5
 _SAME_SIZE = 0.95
 # Frames whose camera, and what it looks at, lie within this share of the distance show the same of the surface.
 _SAME_PLACE = 0.01
+_VOLUME_KNOWN = (Status.MEASURED, Status.SHAPE_PRIOR)
 _NOTHING = Measurement.unknown(Status.NO_POINTS, '')
 
 
@@ -104,8 +106,10 @@ class DefectMap:
     seen again (`DriftFilter`). What depends on nothing but the order of frames is the same live and offline.
     """
 
-    def __init__(self, config: MapConfig, map_frame: str = 'map') -> None:
+    def __init__(self, config: MapConfig, map_frame: str = 'map', measurement: MeasurementConfig | None = None) -> None:
+        """measurement: of the views, None for the defaults."""
         self._config = config
+        self._measurement = MeasurementConfig() if measurement is None else measurement
         self._map_frame = map_frame
         self.clear()
 
@@ -175,6 +179,7 @@ class DefectMap:
         self._sized: list[tuple[Measurement, SE3 | None]] = []
         self._filled: list[Measurement] = []
         self._frame_ids: list[str] = []
+        self._readings: list[CavityReadings | None] = []
         self._closeups: list[Closeup | None] = []
         self._entries: list[MapEntry | None] = []
         self._tracks = Columns(
@@ -196,7 +201,10 @@ class DefectMap:
             first_stamp_ns=0,
             last_stamp_ns=0,
         )
-        self._place, self._area, self._depth, self._volume = Fusion(6), Fusion(3), Fusion(1), Fusion(2)
+        self._place = Fusion(6)
+        self._area, self._depth, self._volume = (Fusion(width, proportional=True) for width in (3, 1, 2))
+        # What deviates in a volume beside what its readings do or leave undone.
+        self._beside = Fusion(1, proportional=True)
 
     @property
     def _listed(self) -> NDArray[np.bool_]:
@@ -206,11 +214,12 @@ class DefectMap:
     def _begin(self, count: int) -> Integers:
         """Rows of `count` airholes that are new."""
         first = len(self._tracks)
-        for rows in (self._tracks, self._place, self._area, self._depth, self._volume):
+        for rows in (self._tracks, self._place, self._area, self._depth, self._volume, self._beside):
             rows.extend(count)
         self._sized += [(_NOTHING, None)] * count
         self._filled += [_NOTHING] * count
         self._frame_ids += [''] * count
+        self._readings += [None] * count
         self._closeups += [None] * count
         self._entries += [None] * count
         return np.arange(first, first + count)
@@ -326,6 +335,15 @@ class DefectMap:
             views.volume_systematic_stds,
             views.point_counts,
         )
+        self._beside.add(
+            rows, views.volume_statuses, views.volumes[:, :1], views.beside_stds, views.beside_systematic_stds
+        )
+        for row, defect in zip(rows.tolist(), defects, strict=True):
+            readings = defect.measurement.readings
+            if readings is not None:
+                readings = readings if T_corrected is None else readings.rotated(T_corrected.rotation)
+                known = self._readings[row]
+                self._readings[row] = readings if known is None else known.joined(readings)
         for index in np.flatnonzero(sizing).tolist():
             self._sized[rows[index]] = defects[index].measurement, T_corrected
         for index in np.flatnonzero(filling).tolist():
@@ -444,12 +462,12 @@ class DefectMap:
         tracks, rows = self._tracks, np.array([row])
         sized, T_map_sized = self._sized[row]
         area, major_axis, minor_axis = self._area.means(rows)[0].tolist()
-        volume, bound = self._volume.means(rows)[0].tolist()
-        (area_std, area_systematic), (depth_std, depth_systematic), (volume_std, volume_systematic) = (
-            tuple(float(part[0]) for part in fusion.stds(rows)) for fusion in (self._area, self._depth, self._volume)
+        (area_std, area_systematic), (depth_std, depth_systematic) = (
+            tuple(float(part[0]) for part in fusion.stds(rows)) for fusion in (self._area, self._depth)
         )
-        volume_status = Status(int(self._volume.statuses(rows)[0]))
-        if volume_status in (Status.MEASURED, Status.SHAPE_PRIOR):
+        volume, volume_std, volume_systematic = self._find_volume(row, area)
+        bound = float(self._volume.means(rows)[0, 1])
+        if Status(int(self._volume.statuses(rows)[0])) in _VOLUME_KNOWN:
             bound = volume + UPPER_95 * volume_std
         measurement = dataclasses.replace(
             self._filled[row],
@@ -472,6 +490,7 @@ class DefectMap:
             volume_upper_bound_m3=bound,
             position_std_m=float(self._place.stds(rows)[0][0]),
             point_count=int(self._volume.points(rows)[0]),
+            readings=None,
         )
         observations, misses = int(tracks['observations'][row]), int(tracks['misses'][row])
         return MapEntry(
@@ -486,6 +505,30 @@ class DefectMap:
             misses,
             self._closeups[row],
         )
+
+    def _find_volume(self, row: int, area_m2: float) -> tuple[float, float, float]:
+        """Volume, its deviation and the systematic part of that: of all readings together, or the mean over the views
+        where that is known better, as when single views leave nothing open.
+        """
+        rows = np.array([row])
+        volume = float(self._volume.means(rows)[0, 0])
+        std, systematic_std = (float(part[0]) for part in self._volume.stds(rows))
+        status, readings = Status(int(self._volume.statuses(rows)[0])), self._readings[row]
+        if status not in _VOLUME_KNOWN or readings is None or readings.views == 1:
+            return volume, std, systematic_std
+        sized, T_map_sized = self._sized[row]
+        outline = sized.outline - sized.position
+        if T_map_sized is not None:
+            outline = outline @ T_map_sized.rotation.T
+        guessed = status is Status.SHAPE_PRIOR
+        pooled = readings.measure(outline, area_m2, self._measurement, use_depth_prior=guessed)
+        if pooled is None:
+            return volume, std, systematic_std
+        beside_std, beside_systematic_std = (float(part[0]) for part in self._beside.stds(rows))
+        pooled_std = math.sqrt(pooled.noise_variance + pooled.shape_variance + beside_std**2)
+        if not pooled_std * volume < std * pooled.volume:  # over the values: a small one has a small deviation
+            return volume, std, systematic_std
+        return pooled.volume, pooled_std, math.sqrt(pooled.shape_variance + beside_systematic_std**2)
 
 
 def _squared(offsets: Array, covariances: Array) -> Array:

@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _NO_STATUS = 127
+_UNSTATED = 1e-12  # weight of a value without a deviation, far below any other: decides only among its like
 
 
 class Columns:
@@ -49,9 +50,13 @@ class Fusion:
     A view with a value, measured or with the help of the shape prior, outweighs any number without. Weights are
     information, `w = 1 / std**2`. What is new in each view averages out, what the views share (`Budget`) does not, so
     the mean has the variance `sum(w**2 white**2) / sum(w)**2 + (sum(w systematic) / sum(w))**2` (JCGM 100:2008, 5.2.2).
+
+    proportional: the first quantity is a size, whose deviation grows with it. `std` is then taken over the view's own
+    value, else what is measured too small would count for more (D'Agostini, Nucl. Instrum. Methods A 346 (1994) 306).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, proportional: bool = False) -> None:
+        self._proportional = proportional
         self._rows = Columns(
             status=_NO_STATUS,
             sums=np.zeros(width),
@@ -92,8 +97,10 @@ class Fusion:
         used = _kind(status) == _kind(known['status'][rows])
         rows, values, std, systematic_std = rows[used], values[used], std[used], systematic_std[used]
         stated = np.isfinite(std) & (std > 0.0)
-        with np.errstate(divide='ignore'):
-            weight = np.where(stated, std**-2.0, 1.0)  # far below any real one: decides only among its like
+        # A value below its deviation is noise, and no scale for it.
+        scale = np.fmax(np.abs(values[:, 0]), std) if self._proportional else np.ones(len(rows))
+        with np.errstate(divide='ignore', invalid='ignore'):
+            weight = np.where(stated, (scale / std) ** 2, _UNSTATED)
         systematic = np.where(np.isfinite(systematic_std), np.minimum(systematic_std, std), std)
         white_variance = np.where(stated, std**2 - systematic**2, 0.0)
         finite = np.isfinite(values)

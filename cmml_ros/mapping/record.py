@@ -16,6 +16,7 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.closeup import Closeup
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.uncertainty import Budget
 
 
@@ -81,7 +82,7 @@ class FrameRecord:
             'T_camera_lidar': _pack_pose(self.T_camera_lidar),
             'calibration': vars(check) | {'correction': _pack(check.correction), 'std': _pack(check.std)},
             'defects': [
-                [one.class_id, one.confidence, one.roi, _pack(one.outline_px), _pack_measurement(one.measurement)]
+                [one.class_id, one.confidence, one.roi, _pack(one.outline_px), _pack_fields(one.measurement)]
                 for one in self.defects
             ],
             'closeups': [
@@ -135,20 +136,28 @@ def _unpack_pose(packed: list[Any] | None) -> SE3 | None:
     return None if packed is None else SE3(_unpack(packed[0]), _unpack(packed[1]))
 
 
-def _pack_measurement(measurement: Measurement) -> dict[str, Any]:
-    return {name: _pack_value(value) for name, value in vars(measurement).items()}
+def _pack_fields(one: Measurement | CavityReadings) -> dict[str, Any]:
+    return {name: _pack_value(value) for name, value in vars(one).items()}
 
 
 def _pack_value(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _pack(value)
+    if isinstance(value, CavityReadings):
+        return _pack_fields(value)
     return dataclasses.asdict(value) if isinstance(value, Budget) else value
 
 
 def _unpack_measurement(document: dict[str, Any]) -> Measurement:
-    values = {name: _unpack_value(value) for name, value in document.items()}
+    readings = document['readings']
+    values = {name: _unpack_value(value) for name, value in document.items() if name != 'readings'}
     statuses = {name: Status(values[name]) for name in ('area_status', 'volume_status')}
-    return Measurement(**(values | statuses))
+    return Measurement(**(values | statuses), readings=None if readings is None else _unpack_readings(readings))
+
+
+def _unpack_readings(document: dict[str, Any]) -> CavityReadings:
+    values = {name: _unpack_value(value) for name, value in document.items()}
+    return CavityReadings(**(values | {'rows': values['rows'].astype(np.float32)}))
 
 
 def _unpack_value(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.uncertainty import Budget
 
 Array = NDArray[np.float64]
@@ -45,6 +46,7 @@ class Measurement:
     NaN when nobody told, which is to be taken as all of it.
     outline: (n, 3) rim polygon on the surface, counter-clockwise seen from outside. normal points out of the wall.
     *_budget: what a deviation of a single view is made of; None where there is none.
+    readings: what fell into the opening, of a single view that other views may add to; else None.
     """
 
     area_status: Status
@@ -72,6 +74,7 @@ class Measurement:
     area_budget: Budget | None = None
     depth_budget: Budget | None = None
     volume_budget: Budget | None = None
+    readings: CavityReadings | None = None
 
     @classmethod
     def unknown(cls, status: Status, reason: str) -> Measurement:
@@ -85,6 +88,7 @@ class Measurement:
             position=T_target_source.apply(self.position),
             normal=T_target_source.rotation @ self.normal,
             outline=T_target_source.apply(self.outline),
+            readings=None if self.readings is None else self.readings.rotated(T_target_source.rotation),
         )
 
 

@@ -18,12 +18,15 @@ from cmml_ros.geometry.compiled import as_compiled, compiled
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
 from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import (
+    FOOTPRINT_DOUBT,
     UPPER_95,
     Budget,
     ExtrinsicStd,
+    Footprint,
     assume_range_bias,
     find_undamaged_std,
 )
@@ -46,13 +49,6 @@ _MAX_SHAPE_SHARE = 0.15
 _MAX_UNSEEN_SHARE = 0.2
 # Readings that need the prior inform when they bring the deviation of the volume below this share of the prior's.
 _MAX_PRIOR_SHARE = 0.5
-# Where a footprint lies on both sides of the rim the wall wins: so much of its width is lost all around. From simulated
-# depth cameras at three levels of noise (0.09 to 0.11).
-_SPILL = 0.1
-# What a footprint costs is uncertain by half: another sensor may do otherwise.
-_FOOTPRINT_DOUBT = 0.5
-# No footprint is wider than so many radii of the rim.
-_MAX_FOOTPRINT = 0.4
 # Coverage from which a ray passes the opening and not its edge, over that of the rim.
 _INSIDE = 1.5
 # What moves along both axes, and like a chess knight, cost in `_chamfer`; one straight on costs 1.
@@ -210,7 +206,8 @@ def _measure_one(
     major_axis_m, minor_axis_m = rim.axes
     opening = Opening.from_pixels(rim.pixel_xy, rim.pixel_areas, rim.outline_xy, rim.centre, rim.to_circle)
     entries, drifts, depths, mean_cosine = surface.enter(_select_seen(ring.rim, points))
-    readings = opening.read(entries, drifts, depths, surface.range_noise_m * mean_cosine, rim.centre, rim.to_circle)
+    noise_m = surface.range_noise_m * mean_cosine
+    readings = opening.read(entries, drifts, depths, noise_m, rim.centre, rim.to_circle)
     sized = partial(
         placed,
         Status.MEASURED,
@@ -222,6 +219,7 @@ def _measure_one(
         major_axis_m=major_axis_m,
         minor_axis_m=minor_axis_m,
         point_count=len(readings),
+        readings=CavityReadings.of_view(surface.axes[:2], entries - rim.centre, drifts, depths, noise_m, rim.area),
     )
     if len(readings) == 0:
         return sized(Status.NO_POINTS, reason='no range point inside the rim')
@@ -250,16 +248,16 @@ def _measure_one(
     at_rim = opening.mean_at_rim(readings)
     rim_depth = mean_depth if math.isnan(at_rim) else max(at_rim, 0.0)
     perimeter = ring.rim.perimeter_px * math.sqrt(rim.area / ring.rim.area_px)
-    footprint = config.footprint_ratio * min(math.sqrt(rim.area / len(readings)), _MAX_FOOTPRINT * opening.radius)
-    spilled = 0.0 if math.isnan(at_rim) else _SPILL * footprint * perimeter * at_rim
-    # The mean over a square of that side of a floor that is curved in both directions, against its deepest point.
-    blurred = EllipsoidCap(opening.radius, max(depth.mean, 0.0)).curvature * footprint**2 / 12.0
+    spacing = math.sqrt(rim.area / len(readings))
+    footprint = Footprint.of_readings(config.footprint_ratio, spacing, opening.radius)
+    spilled = footprint.lost_volume(perimeter, at_rim)
+    blurred = footprint.lost_depth(EllipsoidCap(opening.radius, max(depth.mean, 0.0)).curvature)
     volume_mean = volume.mean + spilled
     volume_budget = Budget(
         noise=volume.noise_variance,
         surface=(volume.common_response * elevation_std) ** 2,
         scale=(scale_std * volume_mean) ** 2,
-        shape=volume.shape_variance + (_FOOTPRINT_DOUBT * spilled) ** 2,
+        shape=volume.shape_variance + (FOOTPRINT_DOUBT * spilled) ** 2,
         patch=(volume.common_response * patch_std) ** 2,
         bias=(volume.common_response * bias_m) ** 2 + (scale_bias * volume_mean) ** 2,
         boundary=(boundary_std * rim.area * rim_depth) ** 2,
@@ -277,7 +275,7 @@ def _measure_one(
     depth_budget = Budget(
         noise=depth.noise_variance,
         surface=(depth.common_response * elevation_std) ** 2,
-        shape=depth.shape_variance + (_FOOTPRINT_DOUBT * blurred) ** 2,
+        shape=depth.shape_variance + (FOOTPRINT_DOUBT * blurred) ** 2,
         patch=(depth.common_response * patch_std) ** 2,
         bias=(depth.common_response * bias_m) ** 2,
     )

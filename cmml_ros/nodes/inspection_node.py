@@ -74,7 +74,7 @@ class InspectionNode(ManagedNode):
 
         inspector = Inspector(self._config)
         inspector.inspect(_WARM_UP)
-        self._map = DefectMap(self._config.map, self._config.sync.map_frame)
+        self._map = DefectMap(self._config.map, self._config.sync.map_frame, self._config.measurement)
         self._outputs = InspectionPublishers(self, self._config.sync.map_frame)
         self._diagnostics = DiagnosticsPublisher(self)
         self._run = RunStatistics()
