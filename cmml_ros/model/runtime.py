@@ -103,9 +103,10 @@ class Segmenter:
             depths_m = projected.points_camera[:, 2]
             range_maps = range_pyramid(projected.pixels, depths_m, image.shape[0], image.shape[1], factors)
         mask, rim = self._run(image, range_maps[0])
+        small = image
         for factor, maps in zip(factors[1:], range_maps[1:], strict=True):
             size = image.shape[1] // factor, image.shape[0] // factor
-            small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)  # from the one before
             _lay_over(mask, rim, *self._run(small, maps))
         return mask, rim
 
