@@ -71,7 +71,9 @@ class DetectionConfig:
 
     model: str = setting('small', 'name of shipped weights, or path of a .safetensors file')
     device: str = setting('auto', 'where the network runs', choices=('auto', 'cpu', 'cuda'))
-    precision: str = setting('int8', 'of the convolutions on a CPU', choices=('int8', 'float32'))
+    precision: str = setting(
+        'int8', 'of the convolutions on a CPU; instead of int8 a GPU takes float16', choices=('int8', 'float32')
+    )
     threads: int = setting(
         0,
         'CPU threads of the network, shared by the frames that are inspected at once; 0: one per core',

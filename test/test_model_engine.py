@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from cmml_ros.cli import main
-from cmml_ros.model.checkpoint import save_weights
+from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
 from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.torch_engine import TorchEngine
+from cmml_ros.model.quantize import load_calibration
+from cmml_ros.model.torch_engine import TorchEngine, fuse_normalisation
 
 SIZES = [(64, 96), (80, 48), (16, 16)]
 
@@ -52,6 +53,57 @@ def test_every_engine_gives_the_networks_probabilities(network: MultitaskNetwork
         probabilities = engine(image, maps)
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities, expected(network, image, maps), atol=1e-5)
+
+
+def make_real_inputs() -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+    return [
+        ((picture[0].numpy().transpose(1, 2, 0) * 255.0).round().astype(np.uint8), maps[0].numpy())
+        for picture, maps in load_calibration()[:3]
+    ]
+
+
+def test_half_precision_says_the_same_to_a_thousandth_or_two():
+    network = fuse_normalisation(load_network(find_weights('small'))[0])
+    whole, half = TorchEngine(network, 'cpu'), TorchEngine(network, 'cpu', 'float16')
+    for image, maps in make_real_inputs():
+        expected, found = whole(image, maps), half(image, maps)
+        assert expected[0].max() > 0.9
+        assert found.dtype == np.float32
+        error = np.abs(found - expected)
+        assert 0.0 < error.max() < 2e-3
+        assert error.mean() < 1e-5
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}  # matching goes on with it
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+@pytest.mark.parametrize(('precision', 'tolerance'), [('float32', 1e-3), ('float16', 5e-3)])
+def test_a_gpu_says_the_same_as_the_cpu(precision: str, tolerance: float):
+    network = fuse_normalisation(load_network(find_weights('small'))[0])
+    inputs = make_real_inputs()
+    expected = [TorchEngine(network, 'cpu')(*each) for each in inputs]
+    engine = TorchEngine(network.to('cuda'), 'cuda', precision)
+    with ThreadPoolExecutor(3) as threads:
+        for one, other in zip(expected, threads.map(lambda each: engine(*each), inputs), strict=True):
+            np.testing.assert_allclose(other, one, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda net: OpenVinoEngine(lambda: net, 1),
+        lambda net: OpenVinoEngine(lambda: net, 1, precision='int8'),
+        lambda net: TorchEngine(net, 'cpu'),
+    ],
+)
+def test_pictures_are_taken_as_messages_give_them(network: MultitaskNetwork, make: type[Engine]):
+    engine = make(network)
+    image, maps = make_inputs(64, 96)
+    expected = engine(image, maps)
+    wide = np.zeros((64, 100, 3), np.uint8)
+    wide[:, :96] = image
+    np.testing.assert_array_equal(engine(wide[:, :96], maps), expected)  # rows are longer than the picture
+    image.flags.writeable = False
+    np.testing.assert_array_equal(engine(image, maps), expected)
 
 
 def test_a_result_outlives_the_next_call(network: MultitaskNetwork):

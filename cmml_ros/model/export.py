@@ -47,7 +47,7 @@ class Segmentation(nn.Module):
         `range_features`, zeros when unknown.
         """
         logits: Tensor = self.network(_to_batch(image), range_maps)
-        return logits.sigmoid()
+        return logits.float().sigmoid()
 
 
 class PictureEncoding(nn.Module):

@@ -47,8 +47,8 @@ class MultitaskNetwork(nn.Module):
         if range_maps is None:
             size = (image.shape[0], RANGE_CHANNELS, image.shape[2] // RANGE_STRIDE, image.shape[3] // RANGE_STRIDE)
             range_maps = image.new_zeros(size)
-        # Centred roughly on exposed concrete.
-        pyramid: list[Tensor] = self.image_encoder((image - 0.45) * 4.0, range_maps)
+        # Centred roughly on exposed concrete, before what is left is rounded where the maps are in half precision.
+        pyramid: list[Tensor] = self.image_encoder(((image - 0.45) * 4.0).to(range_maps.dtype), range_maps)
         return pyramid
 
     def describe(self, pyramid: list[Tensor], point_maps: Tensor) -> Descriptors:

@@ -80,7 +80,7 @@ class Segmenter:
             return OpenVinoEngine(lambda: self.network, config.threads, self.model_id, config.precision, self.parallel)
         from cmml_ros.model.torch_engine import TorchEngine
 
-        return TorchEngine(self.network, self.device)
+        return TorchEngine(self.network, self.device, 'float32' if self._config.precision == 'float32' else 'float16')
 
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""

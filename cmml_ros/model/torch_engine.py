@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,20 +23,30 @@ from cmml_ros.model.network import MultitaskNetwork
 class TorchEngine:
     """Engine on any device of torch."""
 
-    def __init__(self, network: MultitaskNetwork, device: str) -> None:
+    def __init__(self, network: MultitaskNetwork, device: str, precision: str = 'float32') -> None:
+        """precision: float32, or float16 for all between the centred picture and the logits; network: left as it is."""
         self._device = torch.device(device)
-        self._segmentation = Segmentation(network).to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._type = torch.float16 if precision == 'float16' else torch.float32
+        segmentation = Segmentation(network if precision == 'float32' else copy.deepcopy(network))
+        self._segmentation = segmentation.to(self._device, self._type).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, image: NDArray[np.uint8], range_maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """See Engine. Raises MemoryError when the GPU has none left, and gives back there what it can."""
         try:
-            inputs = (torch.from_numpy(array).to(self._device)[None] for array in (image, range_maps))
-            probabilities: NDArray[np.float32] = self._segmentation(*inputs)[0].cpu().numpy()
+            maps = self._upload(range_maps).to(self._type)
+            probabilities: NDArray[np.float32] = self._segmentation(self._upload(image), maps)[0].cpu().numpy()
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise MemoryError(str(error)) from None
         return probabilities
+
+    def _upload(self, array: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+        """`array` as a batch of one; to a GPU from pinned memory, while the CPU goes on."""
+        batch = torch.from_numpy(np.require(array, requirements='W'))[None]  # recordings must not be written
+        if self._device.type != 'cuda':
+            return batch
+        return batch.pin_memory().to(self._device, non_blocking=True)
 
 
 class TorchMatcher:
