@@ -49,7 +49,7 @@ def read_cap(count: int, seed: int, where: slice = slice(None), noise_m: float =
 def test_pooled_readings_of_a_cap_give_its_volume():
     pooled = read_cap(20, 1).joined(read_cap(20, 2)).joined(read_cap(20, 3))
     assert (pooled.views, len(pooled.rows)) == (3, 60)
-    cavity = pooled.measure(make_outline(), AREA_M2, POINT_READINGS, use_depth_prior=False)
+    cavity = pooled.measure(make_outline(), AREA_M2, POINT_READINGS)
     assert cavity is not None
     assert cavity.volume == pytest.approx(CAP.volume, rel=0.015)
 
@@ -57,8 +57,8 @@ def test_pooled_readings_of_a_cap_give_its_volume():
 def test_another_view_fills_in_what_one_leaves_open():
     # Three quarters of the opening hidden from the one, the other quarter and a bit more from the other.
     left, right = read_cap(30, 4, slice(None, -0.4)), read_cap(30, 5, slice(-0.4, None))
-    alone = left.measure(make_outline(), AREA_M2, POINT_READINGS, use_depth_prior=False)
-    together = left.joined(right).measure(make_outline(), AREA_M2, POINT_READINGS, use_depth_prior=False)
+    alone = left.measure(make_outline(), AREA_M2, POINT_READINGS)
+    together = left.joined(right).measure(make_outline(), AREA_M2, POINT_READINGS)
     assert alone is not None
     assert together is not None
     assert together.shape_variance < 0.1 * alone.shape_variance
@@ -70,7 +70,7 @@ def test_another_view_fills_in_what_one_leaves_open():
 def test_neither_the_frame_nor_the_axes_of_a_view_matter(rotation, turn, ratio):
     view, other = read_cap(25, 6), read_cap(25, 7)
     outline = make_outline(ratio)
-    expected = view.joined(other).measure(outline, AREA_M2, POINT_READINGS, use_depth_prior=False)
+    expected = view.joined(other).measure(outline, AREA_M2, POINT_READINGS)
     # The other view measured along axes of its own in the same plane, and all of it told in another frame.
     axes = np.array([[np.cos(turn), np.sin(turn), 0.0], [-np.sin(turn), np.cos(turn), 0.0]])
     plane = axes[:, :2]
@@ -79,7 +79,7 @@ def test_neither_the_frame_nor_the_axes_of_a_view_matter(rotation, turn, ratio):
     assert turned is not None
     frame = SE3.from_rotation_vector(rotation, np.zeros(3)).rotation
     pooled = view.rotated(frame).joined(turned.rotated(frame))
-    cavity = pooled.measure(outline @ frame.T, AREA_M2, POINT_READINGS, use_depth_prior=False)
+    cavity = pooled.measure(outline @ frame.T, AREA_M2, POINT_READINGS)
     assert cavity is not None
     assert expected is not None
     assert cavity.volume == pytest.approx(expected.volume, rel=1e-4)
@@ -88,9 +88,9 @@ def test_neither_the_frame_nor_the_axes_of_a_view_matter(rotation, turn, ratio):
 
 def test_the_volume_is_that_of_the_rim_s_area_however_large_it_is_drawn():
     view = read_cap(60, 8)
-    drawn = view.measure(make_outline(), AREA_M2, POINT_READINGS, use_depth_prior=False)
-    smaller = view.measure(0.5 * make_outline(), AREA_M2, POINT_READINGS, use_depth_prior=False)
-    clockwise = view.measure(make_outline()[::-1], AREA_M2, POINT_READINGS, use_depth_prior=False)
+    drawn = view.measure(make_outline(), AREA_M2, POINT_READINGS)
+    smaller = view.measure(0.5 * make_outline(), AREA_M2, POINT_READINGS)
+    clockwise = view.measure(make_outline()[::-1], AREA_M2, POINT_READINGS)
     assert drawn is not None
     assert smaller is not None
     assert clockwise is not None

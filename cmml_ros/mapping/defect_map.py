@@ -520,8 +520,7 @@ class DefectMap:
         outline = sized.outline - sized.position
         if T_map_sized is not None:
             outline = outline @ T_map_sized.rotation.T
-        guessed = status is Status.SHAPE_PRIOR
-        pooled = readings.measure(outline, area_m2, self._measurement, use_depth_prior=guessed)
+        pooled = readings.measure(outline, area_m2, self._measurement)
         if pooled is None:
             return volume, std, systematic_std
         beside_std, beside_systematic_std = (float(part[0]) for part in self._beside.stds(rows))

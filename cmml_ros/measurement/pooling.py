@@ -81,13 +81,10 @@ class CavityReadings:
             self.views + other.views,
         )
 
-    def measure(
-        self, outline: Array, area_m2: float, config: MeasurementConfig, *, use_depth_prior: bool
-    ) -> PooledCavity | None:
+    def measure(self, outline: Array, area_m2: float, config: MeasurementConfig) -> PooledCavity | None:
         """The cavity within a rim of that shape and that area; None when no reading lies within.
 
-        outline: (n, 3) from the centroid, counter-clockwise seen from outside. use_depth_prior: else the readings alone
-        decide the depth, if there are enough.
+        outline: (n, 3) from the centroid. The prior on the depth counts with fewer readings than `config.min_points`.
         """
         rim = outline @ self.axes.T
         drawn_m2 = 0.5 * float(np.sum(rim[:, 0] * np.roll(rim[:, 1], -1) - rim[:, 1] * np.roll(rim[:, 0], -1)))
@@ -116,8 +113,7 @@ class CavityReadings:
             config.prior_depth_ratio_std * diameter,
             config.prior_shape_ratio_std,
         )
-        few = len(readings) < config.min_points
-        cavity = fit_cavity(opening, readings, prior, use_depth_prior=use_depth_prior or few)
+        cavity = fit_cavity(opening, readings, prior, use_depth_prior=len(readings) < config.min_points)
         footprint = Footprint.of_readings(config.footprint_ratio, self.spacing_m, opening.radius)
         perimeter = float(np.linalg.norm(rim - np.roll(rim, 1, axis=0), axis=1).sum())
         spilled = footprint.lost_volume(perimeter, opening.mean_at_rim(readings))
