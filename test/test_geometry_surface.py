@@ -69,7 +69,7 @@ def test_noise_and_deviations_are_those_of_the_data() -> None:
     fits = [fit(add_range_noise(see_plane(ring_rays(rng), 0.5), 0.0005, rng)) for _ in range(200)]
     assert np.median([f.range_noise_m for f in fits]) == pytest.approx(0.0005, rel=0.05)
     errors = np.array([f.height_above(np.array([[0.0, 0.0, 0.5]]))[0] for f in fits])
-    claimed = np.median([f.elevation_std(0.0, 0.0) for f in fits])
+    claimed = np.median([f.at(0.0, 0.0).elevation_std for f in fits])
     assert errors.std() == pytest.approx(claimed, rel=0.2)
 
 
@@ -85,7 +85,7 @@ def test_the_deviation_of_an_area_is_that_of_many_fits(incidence_deg: int, radiu
         surface = fit(add_range_noise(wall, 0.0005, rng))
         a, b, c, d = surface.intersect(rays)
         areas.append(0.5 * float(np.linalg.norm(np.cross(c - a, d - b))))
-        claimed.append(surface.area_std_ratio(0.0, 0.0))
+        claimed.append(surface.at(0.0, 0.0).area_std_ratio)
     # Half a millimetre on 600 readings, 2 cm away from the middle at most: a tilt of 0.05 degrees.
     assert np.median(claimed) == pytest.approx(np.std(areas) / np.mean(areas), rel=0.15)
 
@@ -126,7 +126,7 @@ def test_texture_counts_as_deviation_of_whole_patches() -> None:
     textured = fit(rough)
     assert smooth.patch_std_m == 0.0
     assert textured.patch_std_m > 0.0001
-    assert textured.elevation_std(0.0, 0.0) > 3.0 * smooth.elevation_std(0.0, 0.0)
+    assert textured.at(0.0, 0.0).elevation_std > 3.0 * smooth.at(0.0, 0.0).elevation_std
 
 
 @given(
@@ -179,9 +179,9 @@ def test_a_column_is_continued_beside_its_points_and_doubted_far_from_them() -> 
     assert beside.extrapolation == pytest.approx(1.0 + 12.0 * (0.135 / 0.23) ** 2, rel=0.15)
     # A plane through these points passes 7 mm before the column.
     assert beside.height_above(see_column(FORWARD[None], 0.3))[0] == pytest.approx(0.0, abs=0.0001)
-    assert beside.elevation_std(0.0, 0.0) < 0.0001
+    assert beside.at(0.0, 0.0).elevation_std < 0.0001
     assert far.extrapolation > 6.0
-    assert far.elevation_std(0.0, 0.0) > 0.001
+    assert far.at(0.0, 0.0).elevation_std > 0.001
 
 
 def test_nothing_is_extrapolated_amid_the_points() -> None:

@@ -22,7 +22,8 @@ def make_opening(radius: float = RADIUS) -> Opening:
     grid = grid[np.hypot(*grid.T) < radius]
     angle = np.linspace(0.0, 2.0 * math.pi, 60, endpoint=False)
     rim = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return Opening.from_pixels(grid, np.full(len(grid), math.pi * radius**2 / len(grid)), rim, (0.0, 0.0), np.eye(2))
+    pixels = np.stack([*grid.T, np.full(len(grid), math.pi * radius**2 / len(grid))])
+    return Opening.from_pixels(pixels, rim, (0.0, 0.0), np.eye(2))
 
 
 def read_cap(

@@ -73,6 +73,11 @@ class Camera:
         """K, (3, 3)."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
+    @property
+    def is_distorted(self) -> bool:
+        """Whether the lens bends any ray."""
+        return self.model == 'equidistant' or any(self.distortion)
+
     def project(self, points_camera: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
         """Pixels of `points_camera`, and which of them the camera sees.
 
@@ -84,7 +89,7 @@ class Camera:
             depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
             x = points[:, 0] / depth
             y = points[:, 1] / depth
-            if self.model == 'equidistant' or any(self.distortion):
+            if self.is_distorted:
                 x, y = self._distort(x, y)
             pixels = np.stack([self.fx * x + self.cx, self.fy * y + self.cy], axis=1)
         return pixels, self.contains(pixels)
@@ -121,12 +126,9 @@ class Camera:
         pixels: (N, 2) u right, v down. Returns (N, 3) with z == 1, NaN where the lens model has no such pixel.
         """
         u, v = _check_columns(pixels, 2, 'pixels').T
-        x = (u - self.cx) / self.fx
-        y = (v - self.cy) / self.fy
-        if self.model == 'equidistant' or any(self.distortion):
-            x, y = self._undistort(x, y)
+        x, y = (u - self.cx) / self.fx, (v - self.cy) / self.fy
         rays = np.ones((len(x), 3))
-        rays[:, 0], rays[:, 1] = x, y
+        rays[:, 0], rays[:, 1] = self.undistort(x, y) if self.is_distorted else (x, y)
         return rays
 
     def unproject(self, pixels: ArrayLike, ranges_m: ArrayLike) -> Array:
@@ -214,8 +216,8 @@ class Camera:
             y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
         )
 
-    def _undistort(self, x_distorted: Array, y_distorted: Array) -> tuple[Array, Array]:
-        """Inverse of `_distort`."""
+    def undistort(self, x_distorted: Array, y_distorted: Array) -> tuple[Array, Array]:
+        """x and y, over z, of the rays to where a camera without distortion sees those, each (N,)."""
         from cmml_ros.geometry.lens import undistort  # numba: half a second that who projects only need not wait
 
         x, y = undistort(

@@ -2,6 +2,8 @@
 
 numba looks for changes in the file of a function only, so a compiled function calls none of another file, where an
 edit would go unnoticed. `select` is the exception: remove __pycache__ (`make clean`) after an edit of this file.
+Rows of an array are taken by their numbers: those that it is unpacked or looped into count as strided, and loops over
+them take one value at a time.
 """
 
 from __future__ import annotations
@@ -42,25 +44,30 @@ def as_compiled(values: NDArray[ScalarT]) -> NDArray[ScalarT]:
 
 @compiled
 def select(values: NDArray[np.float64], rank: int) -> float:
-    """The value of `rank`, from 0, among `values`, (N,), which come into another order (Hoare 1961)."""
-    first, last = 0, len(values) - 1
-    while first < last:
-        pivot = values[(first + last) // 2]
-        i, j = first, last
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            last = j
-        elif rank >= i:
-            first = i
-        else:
+    """The value of `rank`, from 0, among `values`, (N,), which come into another order: no larger ones before it.
+
+    Quickselect (Hoare 1961) that parts by Lomuto's scheme, where no branch depends on a value: a processor guesses
+    every other such branch wrongly.
+    """
+    first, end = 0, len(values)
+    while end - first > 1:
+        low, middle, high = values[first], values[(first + end) // 2], values[end - 1]
+        pivot = max(min(low, middle), min(max(low, middle), high))
+        smaller = first
+        for i in range(first, end):
+            value = values[i]
+            values[i], values[smaller] = values[smaller], value
+            smaller += value < pivot
+        if rank < smaller:
+            end = smaller
+            continue
+        larger = smaller
+        for i in range(smaller, end):
+            value = values[i]
+            values[i], values[larger] = values[larger], value
+            larger += not value > pivot
+        if rank < larger:
             break
+        first = larger
     selected: float = values[rank]
     return selected

@@ -6,7 +6,9 @@ Derivations are in docs/measurement.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +51,22 @@ _BEND_SIGNIFICANCE = 0.2
 _NOISE_FLOOR_M = 1e-7
 
 
+class SurfacePoint(NamedTuple):
+    """A point of a surface, (3,), and its unit normal out of the wall, (3,), as the sensor sees them.
+
+    distance: from the sensor, metres. cosine: of incidence. elevation_std: standard deviation of h there from the fit,
+    metres. area_std_ratio: the relative one of the area that a small solid angle cuts out there, the angle times
+    distance^2 / cosine: it answers to the elevation and, obliquely seen, to the tilt.
+    """
+
+    position: Array
+    normal: Array
+    distance: float
+    cosine: float
+    elevation_std: float
+    area_std_ratio: float
+
+
 @dataclass(frozen=True, eq=False)
 class Surface:
     """z = h(x, y), a quadric in a frame of its own: z points out of the wall, to the sensor.
@@ -78,7 +96,7 @@ class Surface:
     @property
     def normal(self) -> Array:
         """Unit normal out of the wall at the origin, (3,)."""
-        return self.point_at(0.0, 0.0)[1]
+        return self.at(0.0, 0.0).normal
 
     def to_local(self, points: Array) -> Array:
         """`points`, (..., 3), in the surface's own frame."""
@@ -119,28 +137,15 @@ class Surface:
 
     def intersect(self, rays: Array) -> Array:
         """Where `rays`, (N, 3) directions from the sensor, meet the surface first; NaN where they miss. (N, 3)."""
-        return self.from_local(self.cast(rays))
+        return self.from_local(self.cast(np.ascontiguousarray(rays.T)).T)
 
     def cast(self, rays: Array) -> Array:
-        """The same as `intersect`, in the surface's own frame."""
+        """The same in the surface's own frame, both (3, N), rows x, y, z."""
         return _cast(as_compiled(rays), self.origin, self.axes, self.coefficients)
 
-    def point_at(self, x: float, y: float) -> tuple[Array, Array]:
-        """The point of the surface at x, y of its own frame, and the unit normal out of the wall there, each (3,)."""
-        return _point_at(float(x), float(y), self.origin, self.axes, self.coefficients)
-
-    def elevation_std(self, x: float, y: float) -> float:
-        """Standard deviation of h(x, y) from the fit, metres."""
-        return math.sqrt(max(_elevation_variance(self.covariance, float(x), float(y)), 0.0))
-
-    def area_std_ratio(self, x: float, y: float) -> float:
-        """Relative standard deviation, from the fit, of the area at x, y that a small solid angle cuts out.
-
-        The area is the solid angle times D^2 / cosine for a distance D: it answers to the elevation and, obliquely
-        seen, to the tilt.
-        """
-        x, y = float(x), float(y)
-        return math.sqrt(max(_area_variance(self.covariance, x, y, self.origin, self.axes, self.coefficients), 0.0))
+    def at(self, x: float, y: float) -> SurfacePoint:
+        """The point at x, y of the surface's own frame."""
+        return SurfacePoint(*_look_at(float(x), float(y), self.origin, self.axes, self.coefficients, self.covariance))
 
     def enter(self, points: Array) -> tuple[Array, Array, Array, float]:
         """How the rays to `points`, (N, 3) in the camera frame, pass the surface.
@@ -171,75 +176,68 @@ def fit_surface(
     if len(points) < MIN_POINTS:
         raise SurfaceError(f'{len(points)} points around the rim are no surface')
     sight = as_compiled(sight)
-    ring = _Ring(*_see_ring(as_compiled(points), sight, 0.5 * patch_angle_rad))
-    origin, axes = _find_plane(ring, sight)
-    plane = _refine(origin, axes, np.zeros(6), ring, 3, range_noise_m)
+    points, patch_size = as_compiled(points), 0.5 * patch_angle_rad
+    spread, cosine, origin, axes, coefficients, fitted = _fit_plane(points, sight, patch_size)
+    if not spread > _MIN_ASPECT**2:
+        raise SurfaceError('all points around the rim lie on one line')
+    if not cosine > _MIN_COSINE:
+        raise SurfaceError('the surface around the rim is seen edge-on')
+    plane = _judge(coefficients, *fitted, len(points), 3, range_noise_m)
     if plane.leverage > _MAX_LEVERAGE:
         raise SurfaceError('all points lie to one side of the airhole')
     aside = max(plane.leverage, 1.0)
-    flat = replace(plane.surface, extrapolation=math.sqrt(aside))
+    chosen, extrapolation = plane, math.sqrt(aside)
     if len(points) >= _QUADRIC_POINTS and plane.curvature_p < _BEND_SIGNIFICANCE:
-        quadric = _refine(origin, axes, plane.surface.coefficients.copy(), ring, 6, range_noise_m)
+        coefficients, fitted = _fit_quadric(points, sight, patch_size, origin, axes, plane.coefficients)
+        quadric = _judge(coefficients, *fitted, len(points), 6, range_noise_m)
         if quadric.leverage < _MAX_QUADRIC_LEVERAGE:
+            doubted = quadric.curvature_p < _HINT_SIGNIFICANCE
             if quadric.curvature_p < curvature_significance:
-                curved = replace(quadric.surface, extrapolation=aside)
-                return curved if aside < _MAX_CURVED_LEVERAGE else _doubt(curved, flat)
-            if quadric.curvature_p < _HINT_SIGNIFICANCE:
-                return _doubt(flat, quadric.surface)
-    return flat
+                chosen, extrapolation = quadric, aside
+                doubted = aside >= _MAX_CURVED_LEVERAGE
+            if doubted:  # the other one may be right as well
+                chosen.covariance[0, 0] += (quadric.coefficients[0] - plane.coefficients[0]) ** 2
+    return Surface(
+        origin,
+        axes,
+        chosen.coefficients,
+        chosen.covariance,
+        range_noise_m=chosen.noise,
+        patch_std_m=chosen.patch_std,
+        point_count=len(points),
+        extrapolation=extrapolation,
+    )
 
 
-def _doubt(surface: Surface, other: Surface) -> Surface:
-    """`surface`, whose elevation at the airhole deviates by its difference from `other`, which may be right as well."""
-    covariance = surface.covariance.copy()
-    covariance[0, 0] += (surface.coefficients[0] - other.coefficients[0]) ** 2
-    return replace(surface, covariance=covariance)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ring:
-    """Points around the rim as the sensor sees them: where along which ray.
-
-    directions: (N, 3) unit. ranges: (N,). patches: (N,) number, below `patch_count`, of the patch, half an airhole
-    wide, that a point lies in.
-    """
-
-    directions: Array
-    ranges: Array
-    patches: NDArray[np.int64]
-    patch_count: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """A surface and what the choice between plane and quadric needs.
+class _Fit(NamedTuple):
+    """What a `Surface` takes from a fit, and what the choice between plane and quadric needs.
 
     leverage: variance of the elevation at the airhole over that of the mean of all points. curvature_p: probability of
     so much curvature on a plane; of a plane: of the curvature that one more step would give it.
     """
 
-    surface: Surface
+    coefficients: Array
+    covariance: Array
+    noise: float
+    patch_std: float
     leverage: float
     curvature_p: float
 
 
-def _find_plane(ring: _Ring, sight: Array) -> tuple[Array, Array]:
-    """Origin and axes of a `Surface` that is the plane, robustly from nothing."""
-    spread, cosine, origin, axes = _start_plane(ring.directions, ring.ranges, sight)
-    if not spread > _MIN_ASPECT**2:
-        raise SurfaceError('all points around the rim lie on one line')
-    if not cosine > _MIN_COSINE:
-        raise SurfaceError('the surface around the rim is seen edge-on')
-    return origin, axes
-
-
-def _refine(
-    origin: Array, axes: Array, coefficients: Array, ring: _Ring, terms: int, range_noise_m: float | None
+def _judge(
+    coefficients: Array,
+    scale: float,
+    missed: float,
+    weight: float,
+    mean_cosine: float,
+    unscaled: Array,
+    wald: float,
+    patches: tuple[int, int, float, float],
+    count: int,
+    terms: int,
+    range_noise_m: float | None,
 ) -> _Fit:
-    """The surface with the first `terms` of `coefficients` fitted in place, Gauss-Newton on residuals along rays."""
-    scale, missed, weight, mean_cosine, unscaled, wald, patches = _refine_coefficients(
-        coefficients, origin, axes, ring.directions, ring.ranges, ring.patches, ring.patch_count, terms
-    )
+    """What `_refine` found with `count` points, and how far it is right."""
     if missed > _MAX_MISSED:
         raise SurfaceError('the surface around the rim is seen edge-on')
     least_variance = float(unscaled[0, 0])
@@ -248,17 +246,9 @@ def _refine(
     noise = scale if range_noise_m is None else range_noise_m
     patch_std, design_effect = _correlated_part(*patches, noise, terms)
     variance = noise**2 * design_effect
-    surface = Surface(
-        origin,
-        axes,
-        coefficients,
-        variance * unscaled,
-        range_noise_m=noise,
-        patch_std_m=patch_std * mean_cosine,
-        point_count=len(ring.ranges),
-    )
-    curvature_p = float(fdtrc(3, len(ring.ranges) - 6, wald / (3.0 * variance)))
-    return _Fit(surface, least_variance * weight / mean_cosine**2, curvature_p)
+    curvature_p = float(fdtrc(3, count - 6, wald / (3.0 * variance)))
+    leverage = least_variance * weight / mean_cosine**2
+    return _Fit(coefficients, variance * unscaled, noise, patch_std * mean_cosine, leverage, curvature_p)
 
 
 def _correlated_part(
@@ -274,10 +264,16 @@ def _correlated_part(
     if freedom < 1 or noise <= 0.0:
         return 0.0, 1.0
     chi_square = explained / noise**2
-    if chi_square < chdtri(freedom, _PATCH_SIGNIFICANCE):
+    if chi_square < _find_patch_limit(freedom):
         return 0.0, 1.0
     variance = (chi_square - freedom) / (count * freedom / patches) * noise**2
     return math.sqrt(variance), 1.0 + variance / noise**2 * squared_counts / count
+
+
+@cache
+def _find_patch_limit(freedom: int) -> float:
+    """Chi-square that white noise exceeds with the probability _PATCH_SIGNIFICANCE."""
+    return float(chdtri(freedom, _PATCH_SIGNIFICANCE))
 
 
 @compiled
@@ -293,97 +289,107 @@ def _eye(origin: Array, axes: Array) -> tuple[float, float, float]:
 
 @compiled
 def _rotate(axes: Array, vectors: Array) -> Array:
-    """`vectors`, (N, 3), along `axes`, (3, 3) in rows."""
+    """`vectors` along `axes`, (3, 3) in rows; both (3, N), rows x, y, z, so that the loop takes several at a time."""
     rotated = np.empty_like(vectors)
-    for i in range(len(vectors)):
-        for row in range(3):
-            rotated[i, row] = axes[row, 0] * vectors[i, 0] + axes[row, 1] * vectors[i, 1] + axes[row, 2] * vectors[i, 2]
+    for row in range(3):
+        by_x, by_y, by_z = axes[row]
+        for i in range(vectors.shape[1]):
+            rotated[row, i] = by_x * vectors[0, i] + by_y * vectors[1, i] + by_z * vectors[2, i]
     return rotated
 
 
 @compiled
-def _cast(rays: Array, origin: Array, axes: Array, coefficients: Array) -> Array:
-    local = np.empty_like(rays)
-    across = _rotate(axes, rays)
-    ox, oy, oz = _eye(origin, axes)
+def _beneath(x: float, y: float, z: float, coefficients: Array) -> tuple[float, float, float]:
+    """How high above the quadric a place is, and its slopes there."""
     a, b, c, d, e, f = coefficients
-    # z(t) - h(x(t), y(t)) = A t^2 + B t + C
-    constant = oz - (a + (b + d * ox + e * oy) * ox + (c + f * oy) * oy)
-    slope_x, slope_y = b + 2.0 * d * ox + e * oy, c + e * ox + 2.0 * f * oy
-    for i in range(len(rays)):
-        dx, dy, dz = across[i]
-        quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
-        linear = dz - slope_x * dx - slope_y * dy
-        # This form of the root tends to the plane's intersection as the curvature vanishes.
-        distance = 2.0 * constant / (math.sqrt(linear * linear - 4.0 * quadratic * constant) - linear)
-        if not distance > 0.0:
-            distance = math.nan
-        local[i, 0] = ox + distance * dx
-        local[i, 1] = oy + distance * dy
-        local[i, 2] = oz + distance * dz
+    return z - (a + (b + d * x + e * y) * x + (c + f * y) * y), b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
+
+
+@compiled
+def _meet(
+    dx: float, dy: float, dz: float, beneath: tuple[float, float, float], bends: tuple[float, float, float]
+) -> float:
+    """How many times (dx, dy, dz) it is from a place to the quadric; NaN or below zero where it is never met."""
+    height, slope_x, slope_y = beneath
+    d, e, f = bends
+    # z(t) - h(x(t), y(t)) = quadratic t^2 + linear t + height
+    quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
+    linear = dz - slope_x * dx - slope_y * dy
+    # This form of the root tends to the plane's intersection as the curvature vanishes.
+    return 2.0 * height / (math.sqrt(linear * linear - 4.0 * quadratic * height) - linear)
+
+
+@compiled
+def _cast(rays: Array, origin: Array, axes: Array, coefficients: Array) -> Array:
+    local = _rotate(axes, rays)
+    ox, oy, oz = _eye(origin, axes)
+    beneath = _beneath(ox, oy, oz, coefficients)
+    bends = (coefficients[3], coefficients[4], coefficients[5])
+    for i in range(rays.shape[1]):
+        dx, dy, dz = local[0, i], local[1, i], local[2, i]
+        distance = _meet(dx, dy, dz, beneath, bends)
+        distance = distance if distance > 0.0 else math.nan
+        local[0, i], local[1, i], local[2, i] = ox + distance * dx, oy + distance * dy, oz + distance * dz
     return local
 
 
 @compiled
 def _enter(points: Array, origin: Array, axes: Array, coefficients: Array) -> tuple[Array, Array, Array, float]:
-    ends, entries = _rotate(axes, points), _cast(points, origin, axes, coefficients)
     ox, oy, oz = _eye(origin, axes)
-    a, b, c, d, e, f = coefficients
+    beneath = _beneath(ox, oy, oz, coefficients)
+    bends = (coefficients[3], coefficients[4], coefficients[5])
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = axes
     places, drifts, depths = np.empty((len(points), 2)), np.empty((len(points), 2)), np.empty(len(points))
     cosines = 0.0
     for i in range(len(points)):
-        dx, dy, dz = ends[i]
-        x, y = entries[i, 0], entries[i, 1]
-        sinking = (b + 2.0 * d * x + e * y) * dx + (c + e * x + 2.0 * f * y) * dy - dz
+        x, y, z = points[i]
+        dx, dy, dz = xx * x + xy * y + xz * z, yx * x + yy * y + yz * z, zx * x + zy * y + zz * z
+        distance = _meet(dx, dy, dz, beneath, bends)
+        distance = distance if distance > 0.0 else math.nan
+        x, y, z = ox + distance * dx, oy + distance * dy, oz + distance * dz
+        _, slope_x, slope_y = _beneath(x, y, z, coefficients)
+        sinking = slope_x * dx + slope_y * dy - dz
         cosines += sinking / math.sqrt(dx * dx + dy * dy + dz * dz)
         places[i, 0], places[i, 1] = x, y
         drifts[i, 0], drifts[i, 1] = dx / sinking, dy / sinking
-        x, y = ox + dx, oy + dy
-        depths[i] = a + (b + d * x + e * y) * x + (c + f * y) * y - oz - dz
+        height, _, _ = _beneath(ox + dx, oy + dy, oz + dz, coefficients)
+        depths[i] = -height
     return places, drifts, depths, cosines / len(points)
 
 
 @compiled
-def _point_at(x: float, y: float, origin: Array, axes: Array, coefficients: Array) -> tuple[Array, Array]:
+def _look_at(
+    x: float, y: float, origin: Array, axes: Array, coefficients: Array, covariance: Array
+) -> tuple[Array, Array, float, float, float, float]:
+    """The fields of a `SurfacePoint`."""
     a, b, c, d, e, f = coefficients
     z = a + (b + d * x + e * y) * x + (c + f * y) * y
     slope_x, slope_y = b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
-    length = math.sqrt(1.0 + slope_x * slope_x + slope_y * slope_y)
+    steepness = 1.0 + slope_x * slope_x + slope_y * slope_y
     point, normal = np.empty(3), np.empty(3)
+    squared, along = 0.0, 0.0
     for axis in range(3):
         point[axis] = origin[axis] + x * axes[0, axis] + y * axes[1, axis] + z * axes[2, axis]
-        normal[axis] = (axes[2, axis] - slope_x * axes[0, axis] - slope_y * axes[1, axis]) / length
-    return point, normal
+        normal[axis] = (axes[2, axis] - slope_x * axes[0, axis] - slope_y * axes[1, axis]) / math.sqrt(steepness)
+        squared += point[axis] ** 2
+        along += point[axis] * normal[axis]
+    distance = math.sqrt(squared)
 
-
-@compiled
-def _elevation_variance(covariance: Array, x: float, y: float) -> float:
-    return _propagate(covariance, np.array([1.0, x, y, x * x, x * y, y * y]))
-
-
-@compiled
-def _area_variance(covariance: Array, x: float, y: float, origin: Array, axes: Array, coefficients: Array) -> float:
-    """Relative variance of D^2 / cosine at x, y."""
-    a, b, c, d, e, f = coefficients
-    slope_x, slope_y = b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
     eye_x, eye_y, eye_z = _eye(origin, axes)
-    ray_x, ray_y, ray_z = x - eye_x, y - eye_y, a + (b + d * x + e * y) * x + (c + f * y) * y - eye_z
+    ray_x, ray_y, ray_z = x - eye_x, y - eye_y, z - eye_z
     # The surface moved by dh is met a share dh / sinking nearer; of the cosine sinking / (D |normal|) the tilt changes
     # sinking and the length of the normal.
     sinking = slope_x * ray_x + slope_y * ray_y - ray_z
-    normal = 1.0 + slope_x * slope_x + slope_y * slope_y
-    by_h, by_x, by_y = -2.0 / sinking, slope_x / normal - ray_x / sinking, slope_y / normal - ray_y / sinking
-    answer = np.array(
-        [
-            by_h,
-            by_h * x + by_x,
-            by_h * y + by_y,
-            by_h * x * x + 2.0 * by_x * x,
-            by_h * x * y + by_x * y + by_y * x,
-            by_h * y * y + 2.0 * by_y * y,
-        ]
-    )
-    return _propagate(covariance, answer)
+    by_h, by_x, by_y = -2.0 / sinking, slope_x / steepness - ray_x / sinking, slope_y / steepness - ray_y / sinking
+    places = (1.0, x, y, x * x, x * y, y * y)
+    by_slope_x, by_slope_y = (0.0, 1.0, 0.0, 2.0 * x, y, 0.0), (0.0, 0.0, 1.0, 0.0, x, 2.0 * y)
+    elevation, area = np.empty(6), np.empty(6)
+    for term in range(6):
+        elevation[term] = places[term]
+        area[term] = by_h * places[term] + by_x * by_slope_x[term] + by_y * by_slope_y[term]
+    elevation_std = math.sqrt(max(_propagate(covariance, elevation), 0.0))
+    area_std_ratio = math.sqrt(max(_propagate(covariance, area), 0.0))
+    return point, normal, distance, abs(along) / distance, elevation_std, area_std_ratio
 
 
 @compiled
@@ -422,25 +428,30 @@ def _tangent_frame(sight: Array) -> Array:
 
 @compiled
 def _see_ring(points: Array, sight: Array, patch_size: float) -> tuple[Array, Array, NDArray[np.int64], int]:
-    """The fields of a `_Ring`."""
+    """Points around the rim as the sensor sees them.
+
+    Directions, (3, N) units, rows x, y, z; ranges, (N,); and for each the number, of how many, of the patch, of that
+    size as seen from the sensor, that it lies in.
+    """
     count = len(points)
     tangent = _tangent_frame(sight)
-    directions, ranges, patches = np.empty((count, 3)), np.empty(count), np.empty(count, np.int64)
-    columns, rows = np.empty(count, np.int64), np.empty(count, np.int64)
-    left, top, right, bottom = 0, 0, 0, 0
+    directions, ranges, patches = np.empty((3, count)), np.empty(count), np.empty(count, np.int64)
+    columns, rows = np.empty(count), np.empty(count)
+    left, top, right, bottom = 0.0, 0.0, 0.0, 0.0
     for i in range(count):
         x, y, z = points[i]
         ranges[i] = math.sqrt(x * x + y * y + z * z)
-        for axis in range(3):
-            directions[i, axis] = points[i, axis] / ranges[i]
-        size = ranges[i] * patch_size
-        columns[i] = math.floor((tangent[0, 0] * x + tangent[0, 1] * y + tangent[0, 2] * z) / size)
-        rows[i] = math.floor((tangent[1, 0] * x + tangent[1, 1] * y + tangent[1, 2] * z) / size)
+        closeness = 1.0 / ranges[i]
+        directions[0, i], directions[1, i], directions[2, i] = x * closeness, y * closeness, z * closeness
+        per_patch = closeness / patch_size
+        columns[i] = math.floor((tangent[0, 0] * x + tangent[0, 1] * y + tangent[0, 2] * z) * per_patch)
+        rows[i] = math.floor((tangent[1, 0] * x + tangent[1, 1] * y + tangent[1, 2] * z) * per_patch)
         left, top = min(left, columns[i]), min(top, rows[i])
         right, bottom = max(right, columns[i]), max(bottom, rows[i])
+    height = bottom - top + 1.0
     for i in range(count):
-        patches[i] = (columns[i] - left) * (bottom - top + 1) + rows[i] - top
-    return directions, ranges, patches, (right - left + 1) * (bottom - top + 1)
+        patches[i] = int((columns[i] - left) * height + rows[i] - top)
+    return directions, ranges, patches, int((right - left + 1.0) * height)
 
 
 @compiled
@@ -506,10 +517,13 @@ def _start_plane(directions: Array, ranges: Array, sight: Array) -> tuple[float,
     step = count // _START_POINTS + 1
     picked = (count + step - 1) // step
     u, v, depth = np.empty(picked), np.empty(picked), np.empty(picked)
-    seen = _rotate(tangent, directions[::step].copy())
     mean_u, mean_v = 0.0, 0.0
     for i in range(picked):
-        u[i], v[i], depth[i] = seen[i, 0] / seen[i, 2], seen[i, 1] / seen[i, 2], ranges[i * step] * seen[i, 2]
+        x, y, z = directions[0, i * step], directions[1, i * step], directions[2, i * step]
+        ahead = tangent[2, 0] * x + tangent[2, 1] * y + tangent[2, 2] * z
+        u[i] = (tangent[0, 0] * x + tangent[0, 1] * y + tangent[0, 2] * z) / ahead
+        v[i] = (tangent[1, 0] * x + tangent[1, 1] * y + tangent[1, 2] * z) / ahead
+        depth[i] = ranges[i * step] * ahead
         mean_u += u[i] / picked
         mean_v += v[i] / picked
     uu, uv, vv = 0.0, 0.0, 0.0
@@ -521,34 +535,36 @@ def _start_plane(directions: Array, ranges: Array, sight: Array) -> tuple[float,
     spread = (uu + vv - root) / (uu + vv + root)
 
     inverse_depth = np.zeros(3)
-    residuals = np.empty(picked)
+    residuals, weights, targets = np.empty(picked), np.empty(picked), np.empty(picked)
     for iteration in range(_IRLS_STEPS + 1):
         scale = 1.0
-        if iteration > 0:
+        if iteration == 0:  # straight to the inverse depths, each as good as its depth
+            for i in range(picked):
+                weights[i], targets[i] = depth[i] ** 4, 1.0 / depth[i]
+        else:
             for i in range(picked):
                 residuals[i] = depth[i] - 1.0 / (inverse_depth[0] + inverse_depth[1] * u[i] + inverse_depth[2] * v[i])
             scale = _robust_std(residuals, len(inverse_depth))
-        normal, pull = np.zeros((3, 3)), np.zeros(3)
-        for i in range(picked):
-            if iteration == 0:  # straight to the inverse depths, each as good as its depth
-                weight, target = depth[i] ** 4, 1.0 / depth[i]
-            else:
-                fitted = depth[i] - residuals[i]
+            for i in range(picked):
                 if iteration <= _L1_STEPS:
                     weight = scale / max(abs(residuals[i]), scale)
                 else:
                     weight = max(1.0 - (residuals[i] / (_TUKEY * scale)) ** 2, 0.0) ** 2
-                weight *= fitted**4
-                target = -residuals[i] / fitted**2
-            normal[0, 0] += weight
-            normal[1, 0] += weight * u[i]
-            normal[2, 0] += weight * v[i]
-            normal[1, 1] += weight * u[i] * u[i]
-            normal[2, 1] += weight * u[i] * v[i]
-            normal[2, 2] += weight * v[i] * v[i]
-            pull[0] += weight * target
-            pull[1] += weight * target * u[i]
-            pull[2] += weight * target * v[i]
+                squared = (depth[i] - residuals[i]) ** 2
+                weights[i], targets[i] = weight * squared**2, -residuals[i] / squared
+        m00 = m10 = m01 = m20 = m11 = m02 = p0 = p1 = p2 = 0.0
+        for i in range(picked):
+            weight, pull_here = weights[i], weights[i] * targets[i]
+            m00 += weight
+            m10 += weight * u[i]
+            m01 += weight * v[i]
+            m20 += weight * u[i] * u[i]
+            m11 += weight * u[i] * v[i]
+            m02 += weight * v[i] * v[i]
+            p0 += pull_here
+            p1 += pull_here * u[i]
+            p2 += pull_here * v[i]
+        normal, pull = np.array([[m00, m10, m01], [m10, m20, m11], [m01, m11, m02]]), (p0, p1, p2)
         inverse = _invert(normal, len(inverse_depth))
         first = 0.0
         for row in range(3):
@@ -575,7 +591,54 @@ def _start_plane(directions: Array, ranges: Array, sight: Array) -> tuple[float,
 
 
 @compiled
-def _refine_coefficients(
+def _sum_moments(x: Array, y: Array, shares: Array, pulls: Array, terms: int, normal: Array, pull: Array) -> None:
+    """Writes the normal equations, (6, 6) and (6,), of the first `terms`, 3 or 6, of 1, x, y, x^2, xy, y^2."""
+    m00 = m10 = m01 = m20 = m11 = m02 = m30 = m21 = m12 = m03 = m40 = m31 = m22 = m13 = m04 = 0.0
+    p00 = p10 = p01 = p20 = p11 = p02 = 0.0
+    for i in range(len(x)):
+        share, pulled, xi, yi = shares[i], pulls[i], x[i], y[i]
+        m00 += share
+        m10 += share * xi
+        m01 += share * yi
+        m20 += share * xi * xi
+        m11 += share * xi * yi
+        m02 += share * yi * yi
+        p00 += pulled
+        p10 += pulled * xi
+        p01 += pulled * yi
+    if terms > 3:
+        for i in range(len(x)):
+            xx, xy, yy = x[i] * x[i], x[i] * y[i], y[i] * y[i]
+            by_xx, by_xy, by_yy = shares[i] * xx, shares[i] * xy, shares[i] * yy
+            m30 += by_xx * x[i]
+            m21 += by_xx * y[i]
+            m12 += by_yy * x[i]
+            m03 += by_yy * y[i]
+            m40 += by_xx * xx
+            m31 += by_xx * xy
+            m22 += by_xx * yy
+            m13 += by_xy * yy
+            m04 += by_yy * yy
+            p20 += pulls[i] * xx
+            p11 += pulls[i] * xy
+            p02 += pulls[i] * yy
+    moments = (
+        (m00, m10, m01, m20, m11, m02),
+        (m10, m20, m11, m30, m21, m12),
+        (m01, m11, m02, m21, m12, m03),
+        (m20, m30, m21, m40, m31, m22),
+        (m11, m21, m12, m31, m22, m13),
+        (m02, m12, m03, m22, m13, m04),
+    )
+    answers = (p00, p10, p01, p20, p11, p02)
+    for row in range(6):
+        pull[row] = answers[row]
+        for column in range(6):
+            normal[row, column] = moments[row][column]
+
+
+@compiled
+def _refine(
     coefficients: Array,
     origin: Array,
     axes: Array,
@@ -593,76 +656,34 @@ def _refine_coefficients(
     """
     count = len(ranges)
     across = _rotate(axes, directions)
+    dx, dy, dz = across[0], across[1], across[2]
     ox, oy, oz = _eye(origin, axes)
     x, y, slant, residuals = np.empty(count), np.empty(count), np.empty(count), np.empty(count)
+    shares, pulls = np.empty(count), np.empty(count)
     unscaled, normal, pull = np.zeros((6, 6)), np.zeros((6, 6)), np.zeros(6)
     scale, weight_sum = 0.0, 0.0
     for iteration in range(_MAX_REFINE_STEPS + 1):
-        a, b, c, d, e, f = coefficients
-        constant = oz - (a + (b + d * ox + e * oy) * ox + (c + f * oy) * oy)
-        slope_x, slope_y = b + 2.0 * d * ox + e * oy, c + e * ox + 2.0 * f * oy
+        beneath = _beneath(ox, oy, oz, coefficients)
+        _, b, c, d, e, f = coefficients
         met = 0
         for i in range(count):
-            dx, dy, dz = across[i]
-            quadratic = -(d * dx * dx + e * dx * dy + f * dy * dy)
-            linear = dz - slope_x * dx - slope_y * dy
-            distance = 2.0 * constant / (math.sqrt(linear * linear - 4.0 * quadratic * constant) - linear)
-            x[i], y[i] = ox + distance * dx, oy + distance * dy
-            cosine = (b + 2.0 * d * x[i] + e * y[i]) * dx + (c + e * x[i] + 2.0 * f * y[i]) * dy - dz
-            if cosine > 0.0 and distance > 0.0:
-                residuals[i], slant[i] = ranges[i] - distance, 1.0 / cosine
-                met += 1
-            else:
-                residuals[i], slant[i], x[i], y[i] = 0.0, 0.0, 0.0, 0.0
+            distance = _meet(dx[i], dy[i], dz[i], beneath, (d, e, f))
+            here_x, here_y = ox + distance * dx[i], oy + distance * dy[i]
+            cosine = (b + 2.0 * d * here_x + e * here_y) * dx[i] + (c + e * here_x + 2.0 * f * here_y) * dy[i] - dz[i]
+            seen = cosine > 0.0 and distance > 0.0
+            residuals[i], slant[i] = ranges[i] - distance if seen else 0.0, 1.0 / cosine if seen else 0.0
+            x[i], y[i] = here_x if seen else 0.0, here_y if seen else 0.0
+            met += seen
         if met < (1.0 - _MAX_MISSED) * count:
             break
         scale = _robust_std(residuals, terms)
-        m00 = m10 = m01 = m20 = m11 = m02 = m30 = m21 = m12 = m03 = m40 = m31 = m22 = m13 = m04 = 0.0
-        p00 = p10 = p01 = p20 = p11 = p02 = 0.0
         weight_sum = 0.0
         for i in range(count):
             weight = max(1.0 - (residuals[i] / (_TUKEY * scale)) ** 2, 0.0) ** 2
             weight_sum += weight
             # the derivative of a residual by the elevation is minus the slant
-            pull_here = -weight * slant[i] * residuals[i]
-            here = weight * slant[i] ** 2
-            xi, yi = x[i], y[i]
-            xx, xy, yy = xi * xi, xi * yi, yi * yi
-            m00 += here
-            m10 += here * xi
-            m01 += here * yi
-            m20 += here * xx
-            m11 += here * xy
-            m02 += here * yy
-            m30 += here * xx * xi
-            m21 += here * xx * yi
-            m12 += here * yy * xi
-            m03 += here * yy * yi
-            m40 += here * xx * xx
-            m31 += here * xx * xy
-            m22 += here * xx * yy
-            m13 += here * xy * yy
-            m04 += here * yy * yy
-            p00 += pull_here
-            p10 += pull_here * xi
-            p01 += pull_here * yi
-            p20 += pull_here * xx
-            p11 += pull_here * xy
-            p02 += pull_here * yy
-        moments = (
-            (m00, m10, m01, m20, m11, m02),
-            (m10, m20, m11, m30, m21, m12),
-            (m01, m11, m02, m21, m12, m03),
-            (m20, m30, m21, m40, m31, m22),
-            (m11, m21, m12, m31, m22, m13),
-            (m02, m12, m03, m22, m13, m04),
-        )
-        for row in range(6):
-            for column in range(6):
-                normal[row, column] = moments[row][column]
-        pulls = (p00, p10, p01, p20, p11, p02)
-        for row in range(6):
-            pull[row] = pulls[row]
+            shares[i], pulls[i] = weight * slant[i] ** 2, -weight * slant[i] * residuals[i]
+        _sum_moments(x, y, shares, pulls, terms, normal, pull)
         unscaled = _invert(normal, terms)
         change = np.zeros(6)
         for row in range(terms):
@@ -672,6 +693,8 @@ def _refine_coefficients(
             break
         for row in range(terms):
             coefficients[row] += change[row]
+    if terms == 3:  # a plane's equations, continued to those of a quadric
+        _sum_moments(x, y, shares, pulls, 6, normal, pull)
 
     met, inside, cosines = 0, 0, 0.0
     numbers, sums = np.zeros(patch_count), np.zeros(patch_count)
@@ -706,3 +729,27 @@ def _refine_coefficients(
     mean_cosine = cosines / inside if inside > 0 else math.nan
     within = (filled, inside, squared_numbers, explained)
     return scale, 1.0 - met / count, weight_sum, mean_cosine, unscaled, wald, within
+
+
+@compiled
+def _fit_plane(
+    points: Array, sight: Array, patch_size: float
+) -> tuple[
+    float, float, Array, Array, Array, tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]
+]:
+    """What `_start_plane` returns, coefficients of the plane, and what `_refine` returns."""
+    directions, ranges, patches, patch_count = _see_ring(points, sight, patch_size)
+    spread, cosine, origin, axes = _start_plane(directions, ranges, sight)
+    coefficients = np.zeros(6)
+    fitted = _refine(coefficients, origin, axes, directions, ranges, patches, patch_count, 3)
+    return spread, cosine, origin, axes, coefficients, fitted
+
+
+@compiled
+def _fit_quadric(
+    points: Array, sight: Array, patch_size: float, origin: Array, axes: Array, plane: Array
+) -> tuple[Array, tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]]:
+    """Coefficients of the quadric near a plane with those, and what `_refine` returns."""
+    directions, ranges, patches, patch_count = _see_ring(points, sight, patch_size)
+    coefficients = plane.copy()
+    return coefficients, _refine(coefficients, origin, axes, directions, ranges, patches, patch_count, 6)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
-from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, fit_cavity
+from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, Readings, fit_cavity
 from cmml_ros.measurement.uncertainty import (
     FOOTPRINT_DOUBT,
     UPPER_95,
@@ -53,6 +54,8 @@ _MAX_PRIOR_SHARE = 0.5
 _INSIDE = 1.5
 # What moves along both axes, and like a chess knight, cost in `_chamfer`; one straight on costs 1.
 _DIAGONAL_MOVE, _KNIGHT_MOVE = 1.4, 2.1969
+# Direction of the middle of an octant.
+_OCTANT_COS, _OCTANT_SIN = math.cos(math.pi / 8.0), math.sin(math.pi / 8.0)
 # Points are sorted by tiles of so many pixels a side.
 _TILE_PX = 16
 
@@ -79,10 +82,13 @@ def measure(
         extrinsic = ExtrinsicStd(config.extrinsic_rotation_std_rad, config.extrinsic_translation_std_m)
     points = _PointMap.from_cloud(projected, camera)
     occupied = np.zeros((camera.height, camera.width), bool)
+    # Step by step, each for all airholes: what a step needs is in the cache of the processor from the second one on.
     rings = [None if rim is None else _Ring.around(rim, surface, occupied) for rim in see_rims(masks, camera)]
+    sites = [_Site.find(ring, points, occupied, camera, surface, config) for ring in rings]
+    insides = [None if isinstance(site, SurfaceError) else _Inside.look(site, points) for site in sites]
     return [
-        _measure_one(mask, ring, points, occupied, camera, surface, config, extrinsic)
-        for mask, ring in zip(masks, rings, strict=True)
+        _measure_one(mask, site, inside, config, extrinsic)
+        for mask, site, inside in zip(masks, sites, insides, strict=True)
     ]
 
 
@@ -123,7 +129,8 @@ def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
 class _PointMap:
     """The usable points, tile by tile along rows of tiles, and in a tile in the order of the cloud.
 
-    points: (N, 3) camera frame, pixels: (N, 2) where they project to. starts: (rows, columns + 1) where a tile begins.
+    points: (N, 3) camera frame, pixels: (2, N) u and v where they project to. starts: (rows, columns + 1) where a tile
+    begins.
     """
 
     points: Array
@@ -136,11 +143,10 @@ class _PointMap:
         return cls(*_sort_by_tile(points, pixels, camera.width, camera.height))
 
 
-@dataclass(frozen=True, eq=False)
-class _Ring:
+class _Ring(NamedTuple):
     """Where undamaged surface is looked for first: from gap_px outside the rim, width_px wide.
 
-    edge: (n, 2) column and row of the pixels of the mask at its edge.
+    edge: (2, n) columns and rows of the pixels of the mask at its edge.
     """
 
     rim: SeenRim
@@ -157,35 +163,74 @@ class _Ring:
         return cls(rim, gap_px, width_px, edge)
 
 
+class _Site(NamedTuple):
+    """An airhole in the image, the undamaged surface around it, and its rim there."""
+
+    seen: SeenRim
+    surface: Surface
+    rim: Rim
+
+    @classmethod
+    def find(
+        cls,
+        ring: _Ring | None,
+        points: _PointMap,
+        occupied: NDArray[np.bool_],
+        camera: Camera,
+        surface_config: SurfaceConfig,
+        config: MeasurementConfig,
+    ) -> _Site | SurfaceError:
+        """The error, not raised, says why there is none."""
+        if ring is None:
+            return SurfaceError('the mask has no area')
+        try:
+            surface = _fit_around(ring, points, occupied, camera, surface_config, config)
+            return cls(ring.rim, surface, Rim.on_surface(ring.rim, surface))
+        except SurfaceError as error:
+            return error
+
+
+class _Inside(NamedTuple):
+    """An opening, the readings that end within it, and all that passed it, for other views to add to."""
+
+    opening: Opening
+    readings: Readings
+    shared: CavityReadings | None
+
+    @classmethod
+    def look(cls, site: _Site, points: _PointMap) -> _Inside:
+        """From the points that are seen through the opening."""
+        seen, surface, rim = site
+        opening = Opening.from_pixels(rim.pixels, rim.outline_xy, rim.centre, rim.to_circle)
+        entries, drifts, depths, mean_cosine = surface.enter(_select_seen(seen, points))
+        noise_m = surface.range_noise_m * mean_cosine
+        readings = opening.read(entries, drifts, depths, noise_m, rim.centre, rim.to_circle)
+        entries -= rim.centre
+        shared = CavityReadings.of_view(surface.axes[:2], entries, drifts, depths, noise_m, rim.area)
+        return cls(opening, readings, shared)
+
+
 def _measure_one(
     mask: InstanceMask,
-    ring: _Ring | None,
-    points: _PointMap,
-    occupied: NDArray[np.bool_],
-    camera: Camera,
-    surface_config: SurfaceConfig,
+    site: _Site | SurfaceError,
+    inside: _Inside | None,
     config: MeasurementConfig,
     extrinsic: ExtrinsicStd,
 ) -> Measurement:
-    try:
-        if ring is None:
-            raise SurfaceError('the mask has no area')
-        surface = _fit_around(ring, points, occupied, camera, surface_config, config)
-        rim = Rim.on_surface(ring.rim, surface)
-    except SurfaceError as error:
+    if isinstance(site, SurfaceError) or inside is None:
         status = Status.CUT_BY_BORDER if mask.touches_border else Status.NO_POINTS
-        return Measurement.unknown(status, str(error))
-    distance = math.sqrt(float(rim.position @ rim.position))
-    cosine = abs(float(rim.normal @ rim.position)) / distance
-    elevation_std = surface.elevation_std(*rim.centre)
+        return Measurement.unknown(status, str(site))
+    seen, surface, rim = site
+    opening, readings, shared = inside
+    position, normal, distance, cosine, elevation_std, scale_std = rim.middle
     patch_std = surface.extrapolation * surface.patch_std_m
     bias_m = assume_range_bias(surface.range_noise_m, config.range_bias_m)
     fit_distance_std = math.hypot(elevation_std, patch_std) / cosine
     shared_distance_std = math.hypot(bias_m, surface.extrapolation * config.distance_std_m, extrinsic.translation_m)
     placed = partial(
         Measurement,
-        position=rim.position,
-        normal=rim.normal,
+        position=position,
+        normal=normal,
         outline=rim.outline,
         position_std_m=math.hypot(fit_distance_std, shared_distance_std),
         range_noise_m=surface.range_noise_m,
@@ -193,10 +238,9 @@ def _measure_one(
     if mask.touches_border:
         return placed(Status.CUT_BY_BORDER, Status.CUT_BY_BORDER, reason='the image cuts the airhole')
 
-    scale_std = surface.area_std_ratio(*rim.centre)
     scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
-    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, ring.rim.perimeter_px)
-    boundary_std = boundary_std_px * ring.rim.perimeter_px / ring.rim.area_px
+    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, seen.perimeter_px)
+    boundary_std = boundary_std_px * seen.perimeter_px / seen.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,
         patch=(2.0 * patch_std / (cosine * distance) * rim.area) ** 2,
@@ -204,10 +248,6 @@ def _measure_one(
         boundary=(boundary_std * rim.area) ** 2,
     )
     major_axis_m, minor_axis_m = rim.axes
-    opening = Opening.from_pixels(rim.pixel_xy, rim.pixel_areas, rim.outline_xy, rim.centre, rim.to_circle)
-    entries, drifts, depths, mean_cosine = surface.enter(_select_seen(ring.rim, points))
-    noise_m = surface.range_noise_m * mean_cosine
-    readings = opening.read(entries, drifts, depths, noise_m, rim.centre, rim.to_circle)
     sized = partial(
         placed,
         Status.MEASURED,
@@ -218,14 +258,14 @@ def _measure_one(
         equivalent_diameter_m=2.0 * math.sqrt(rim.area / math.pi),
         major_axis_m=major_axis_m,
         minor_axis_m=minor_axis_m,
-        point_count=len(readings),
-        readings=CavityReadings.of_view(surface.axes[:2], entries - rim.centre, drifts, depths, noise_m, rim.area),
+        point_count=readings.number,
+        readings=shared,
     )
-    if len(readings) == 0:
+    if readings.number == 0:
         return sized(Status.NO_POINTS, reason='no range point inside the rim')
     surface_std = math.hypot(elevation_std, patch_std)
-    undamaged_std = find_undamaged_std(readings.std, len(readings), surface_std, bias_m)
-    mean_depth = readings.robust_mean
+    undamaged_std = find_undamaged_std(readings.std, readings.number, surface_std, bias_m)
+    mean_depth = readings.mean
     limit = config.detection_factor * undamaged_std
     if mean_depth < limit:
         return sized(
@@ -237,7 +277,7 @@ def _measure_one(
     diameter = 2.0 * opening.radius
     # What is expected of its diameter decides: the depth that was read would choose those that noise made deep.
     expected_depth = EllipsoidCap(opening.radius, config.prior_depth_ratio_mean * diameter).volume / rim.area
-    undecided = len(readings) < config.min_points or expected_depth < _QUANTIFIED * undamaged_std
+    undecided = readings.number < config.min_points or expected_depth < _QUANTIFIED * undamaged_std
     prior = Prior(
         depth_mean=config.prior_depth_ratio_mean * diameter,
         depth_std=config.prior_depth_ratio_std * diameter,
@@ -245,12 +285,11 @@ def _measure_one(
     )
     cavity = fit_cavity(opening, readings, prior, use_depth_prior=undecided)
     volume, depth = cavity.volume, cavity.depth_max
-    at_rim = opening.mean_at_rim(readings)
-    rim_depth = mean_depth if math.isnan(at_rim) else max(at_rim, 0.0)
-    perimeter = ring.rim.perimeter_px * math.sqrt(rim.area / ring.rim.area_px)
-    spacing = math.sqrt(rim.area / len(readings))
+    rim_depth = mean_depth if math.isnan(readings.rim_mean) else max(readings.rim_mean, 0.0)
+    perimeter = seen.perimeter_px * math.sqrt(rim.area / seen.area_px)
+    spacing = math.sqrt(rim.area / readings.number)
     footprint = Footprint.of_readings(config.footprint_ratio, spacing, opening.radius)
-    spilled = footprint.lost_volume(perimeter, at_rim)
+    spilled = footprint.lost_volume(perimeter, readings.rim_mean)
     blurred = footprint.lost_depth(EllipsoidCap(opening.radius, max(depth.mean, 0.0)).curvature)
     volume_mean = volume.mean + spilled
     volume_budget = Budget(
@@ -270,7 +309,7 @@ def _measure_one(
         return sized(
             Status.BELOW_DETECTION_LIMIT,
             volume_upper_bound_m3=volume_upper_bound,
-            reason=f'{len(readings)} range points inside the rim do not decide its depth',
+            reason=f'{readings.number} range points inside the rim do not decide its depth',
         )
     depth_budget = Budget(
         noise=depth.noise_variance,
@@ -306,7 +345,7 @@ def _fit_around(
 ) -> Surface:
     """The surface through the ring around the rim, a ring as wide as it takes."""
     sight = ring.rim.sight
-    if not np.isfinite(sight).all():
+    if not math.isfinite(sight[0]):
         raise SurfaceError('the lens model has no rays at the airhole')
     width = ring.width_px
     angle = ring.rim.diameter_px / math.sqrt(camera.fx * camera.fy)
@@ -344,15 +383,18 @@ def _fit_around(
             except SurfaceError as error:
                 problem = error
             else:
-                distance_m = math.sqrt(float(fitted.origin @ fitted.origin))
-                std = fitted.elevation_std(0.0, 0.0)
+                distance_m = math.hypot(*fitted.origin.tolist())
+                std = math.sqrt(float(fitted.covariance[0, 0]))
+                good_enough = std < _ELEVATION_TARGET * angle * distance_m or width >= _LOCAL_GROWTH * ring.width_px
+                good_enough = good_enough and std < _DISTANCE_TARGET * distance_m
+                if good_enough and best is None:
+                    return fitted
                 # A wider ring has more points, and more of what is no quadric: least wrong is the area on it.
                 patch_std = 2.0 * fitted.extrapolation * fitted.patch_std_m / distance_m
-                area_std = math.hypot(fitted.area_std_ratio(0.0, 0.0), patch_std)
+                area_std = math.hypot(fitted.at(0.0, 0.0).area_std_ratio, patch_std)
                 if area_std < least_std:
                     best, least_std = fitted, area_std
-                good_enough = std < _ELEVATION_TARGET * angle * distance_m or width >= _LOCAL_GROWTH * ring.width_px
-                if good_enough and std < _DISTANCE_TARGET * distance_m:
+                if good_enough:
                     break
         if left <= 0 and top <= 0 and right >= camera.width and bottom >= camera.height:
             break
@@ -400,13 +442,13 @@ def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tupl
     for row in range(rows):
         for column in range(columns + 1):
             starts[row, column] = counts[row * columns + column]
-    sorted_points, sorted_pixels = np.empty((counts[-1], 3)), np.empty((counts[-1], 2))
+    sorted_points, sorted_pixels = np.empty((counts[-1], 3)), np.empty((2, counts[-1]))
     for i in range(len(points)):
         if tiles[i] >= 0:
             at = counts[tiles[i]]
             counts[tiles[i]] += 1
             sorted_points[at, 0], sorted_points[at, 1], sorted_points[at, 2] = points[i]
-            sorted_pixels[at, 0], sorted_pixels[at, 1] = pixels[i]
+            sorted_pixels[0, at], sorted_pixels[1, at] = pixels[i]
     return sorted_points, sorted_pixels, starts
 
 
@@ -414,30 +456,29 @@ def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tupl
 def _chamfer(x: float, y: float) -> float:
     """Distance over x columns and y rows, within 2 % of Euclid's (Borgefors 1986): OpenCV's DIST_MASK_5."""
     far, near = max(abs(x), abs(y)), min(abs(x), abs(y))
-    if far >= 2.0 * near:
-        return far - 2.0 * near + _KNIGHT_MOVE * near
-    return _KNIGHT_MOVE * (far - near) + _DIAGONAL_MOVE * (2.0 * near - far)
+    straight = far - 2.0 * near + _KNIGHT_MOVE * near
+    return straight if far >= 2.0 * near else _KNIGHT_MOVE * (far - near) + _DIAGONAL_MOVE * (2.0 * near - far)
 
 
 @compiled
 def _find_edge(coverage: NDArray[np.float32], level: float, left: int, top: int) -> NDArray[np.int64]:
-    """Column and row, (n, 2), of the pixels of a mask that have a neighbour outside it."""
+    """Columns and rows, (2, n), of the pixels of a mask that have a neighbour outside it."""
     height, width = coverage.shape
-    edge = np.empty((coverage.size, 2), np.int64)
+    inside, across = np.zeros((height + 2, width + 2), np.uint8), np.empty((height + 2, width), np.uint8)
+    for row in range(height):
+        for column in range(width):
+            inside[row + 1, column + 1] = coverage[row, column] >= level
+    for row in range(height + 2):
+        for column in range(width):
+            across[row, column] = inside[row, column] & inside[row, column + 1] & inside[row, column + 2]
+    edge = np.empty((2, coverage.size + 1), np.int64)
     count = 0
     for row in range(height):
         for column in range(width):
-            if not coverage[row, column] >= level:
-                continue
-            inside = 0 < row < height - 1 and 0 < column < width - 1
-            if inside:
-                for v in range(row - 1, row + 2):
-                    for u in range(column - 1, column + 2):
-                        inside = inside and coverage[v, u] >= level
-            if not inside:
-                edge[count, 0], edge[count, 1] = left + column, top + row
-                count += 1
-    return edge[:count].copy()
+            deep = across[row, column] & across[row + 1, column] & across[row + 2, column]
+            edge[0, count], edge[1, count] = left + column, top + row
+            count += inside[row + 1, column + 1] > deep
+    return edge[:, :count].copy()
 
 
 @compiled
@@ -459,12 +500,23 @@ def _mark_near(
     for row in range(rows + 1):
         while _chamfer(halves[row] + 1.0, row) < reach_px:
             halves[row] += 1
-    for i in range(len(edge)):
-        u, v = edge[i]
-        for row in range(max(v - rows, 0), min(v + rows + 1, occupied.shape[0])):
-            half = halves[abs(row - v)]
-            for column in range(max(u - half, 0), min(u + half + 1, occupied.shape[1])):
-                occupied[row, column] = True
+    # Each row of what is near a pixel begins with 1 and ends before -1; sums from the left are above 0 within any.
+    height, width = coverage.shape
+    turns = np.zeros((height + 2 * rows, width + 2 * rows + 1), np.int32)
+    for i in range(edge.shape[1]):
+        u, v = edge[0, i] - left + rows, edge[1, i] - top + rows
+        for row in range(-rows, rows + 1):
+            half = halves[abs(row)]
+            if half >= 0:
+                turns[v + row, u - half] += 1
+                turns[v + row, u + half + 1] -= 1
+    first = left - rows
+    for row in range(max(rows - top, 0), min(len(turns), occupied.shape[0] + rows - top)):
+        begun, marked = 0, occupied[top - rows + row]
+        for column in range(min(turns.shape[1], occupied.shape[1] - first)):
+            begun += turns[row, column]
+            if begun > 0 and first + column >= 0:
+                marked[first + column] = True
     return edge
 
 
@@ -484,6 +536,21 @@ def _find_near(starts: NDArray[np.int64], left: int, top: int, width: int, heigh
 
 
 @compiled
+def _octant(x: int, y: int) -> tuple[int, int, int]:
+    """Which eighth of the plane a direction lies in."""
+    return int(x > 0), int(y > 0), int(abs(y) > abs(x))
+
+
+@compiled
+def _is_near(u: int, v: int, edge: NDArray[np.int64], reach_px: float) -> bool:
+    """Whether a pixel is up to `reach_px` from one of an edge."""
+    near = 0
+    for i in range(edge.shape[1]):  # all of them: without a way out the loop takes several at a time
+        near += _chamfer(u - edge[0, i], v - edge[1, i]) <= reach_px
+    return near > 0
+
+
+@compiled
 def _select_ring(
     points: Array,
     pixels: Array,
@@ -500,25 +567,33 @@ def _select_ring(
     """
     left, top, width, height = box
     near = _find_near(starts, left, top, width, height)
-    found = np.empty((near[:, 1] - near[:, 0]).sum(), np.int64)
+    found = np.empty((near[:, 1] - near[:, 0]).sum() + 1, np.int64)
     count = 0
-    # Farther from the middle than that is too far from the edge, too.
-    middle_u, middle_v, beyond = left + width // 2, top + height // 2, 0.0
-    for i in range(len(edge)):
-        beyond = max(beyond, reach_px + _chamfer(edge[i, 0] - middle_u, edge[i, 1] - middle_v))
-    at = 0
+    middle_u, middle_v = left + width // 2, top + height // 2
+    # Farther from the middle than `beyond` is too far from the edge, too; and of each octant the pixel of the edge that
+    # lies farthest out, near which most of what is looked for there is.
+    beyond, farthest = 0.0, np.zeros((2, 2, 2))
+    outer = np.zeros((2, 2, 2), np.int64)
+    for i in range(edge.shape[1]):
+        u, v = edge[0, i] - middle_u, edge[1, i] - middle_v
+        beyond = max(beyond, reach_px + _chamfer(u, v))
+        octant = _octant(u, v)
+        out = _OCTANT_COS * max(abs(u), abs(v)) + _OCTANT_SIN * min(abs(u), abs(v))
+        if out > farthest[octant]:
+            farthest[octant], outer[octant] = out, i
     for row in range(len(near)):
         for number in range(near[row, 0], near[row, 1]):
-            u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
-            if _chamfer(u - middle_u, v - middle_v) > beyond or occupied[v, u]:
-                continue
-            # Neighbours in the tile are near the same pixel of the edge.
-            for _ in range(len(edge)):
-                if _chamfer(u - edge[at, 0], v - edge[at, 1]) <= reach_px:
-                    found[count] = number
-                    count += 1
-                    break
-                at = at + 1 if at + 1 < len(edge) else 0
+            u, v = int(pixels[0, number] + 0.5), int(pixels[1, number] + 0.5)
+            found[count] = number
+            count += (_chamfer(u - middle_u, v - middle_v) <= beyond) & (not occupied[v, u])
+    candidates, count = count, 0
+    for i in range(candidates):
+        number = found[i]
+        u, v = int(pixels[0, number] + 0.5), int(pixels[1, number] + 0.5)
+        first = outer[_octant(u - middle_u, v - middle_v)]
+        if _chamfer(u - edge[0, first], v - edge[1, first]) <= reach_px or _is_near(u, v, edge, reach_px):
+            found[count] = number
+            count += 1
     return _take(points, found[:count][:: count // max_points + 1])
 
 
@@ -548,7 +623,7 @@ def _select_inside(
     count = 0
     for row in range(len(near)):
         for number in range(near[row, 0], near[row, 1]):
-            u, v = pixels[number, 0] - left, pixels[number, 1] - top
+            u, v = pixels[0, number] - left, pixels[1, number] - top
             if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
                 u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
                 column, below = int(u), int(v)

@@ -59,7 +59,8 @@ class CavityReadings:
         """From entries and drifts, (N, 2) each, and depths, (N,); None where there are none, or no need of others'."""
         if not 0 < len(depths) <= _MOST_OF_VIEW:
             return None
-        rows = np.column_stack([entries, drifts, depths]).astype(np.float32)
+        rows = np.empty((len(depths), 5), np.float32)
+        rows[:, :2], rows[:, 2:4], rows[:, 4] = entries, drifts, depths
         return cls(axes, rows, noise_m, math.sqrt(area_m2 / len(depths)))
 
     def rotated(self, rotation: Array) -> CavityReadings:
@@ -95,7 +96,7 @@ class CavityReadings:
         centre = areas @ places / area_m2
         to_circle = _to_circle(places - centre, areas)
         centre_xy = (float(centre[0]), float(centre[1]))
-        opening = Opening.from_pixels(places, areas, rim, centre_xy, to_circle)
+        opening = Opening.from_pixels(np.vstack([places.T, areas]), rim, centre_xy, to_circle)
         entries, drifts, depths = np.split(self.rows.astype(np.float64), [2, 4], axis=1)
         readings = opening.read(
             np.ascontiguousarray(entries),
@@ -105,7 +106,7 @@ class CavityReadings:
             centre_xy,
             to_circle,
         )
-        if not len(readings):
+        if readings.number == 0:
             return None
         diameter = 2.0 * opening.radius
         prior = Prior(
@@ -113,10 +114,11 @@ class CavityReadings:
             config.prior_depth_ratio_std * diameter,
             config.prior_shape_ratio_std,
         )
-        cavity = fit_cavity(opening, readings, prior, use_depth_prior=len(readings) < config.min_points)
+        few = readings.number < config.min_points
+        cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
         footprint = Footprint.of_readings(config.footprint_ratio, self.spacing_m, opening.radius)
         perimeter = float(np.linalg.norm(rim - np.roll(rim, 1, axis=0), axis=1).sum())
-        spilled = footprint.lost_volume(perimeter, opening.mean_at_rim(readings))
+        spilled = footprint.lost_volume(perimeter, readings.rim_mean)
         shape_variance = cavity.volume.shape_variance + (FOOTPRINT_DOUBT * spilled) ** 2
         return PooledCavity(cavity.volume.mean + spilled, cavity.volume.noise_variance, shape_variance)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.compiled import as_compiled, compiled
 from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.geometry.surface import Surface
+from cmml_ros.geometry.surface import Surface, SurfacePoint
 
 Array = NDArray[np.float64]
 
@@ -66,13 +65,12 @@ def outline_in_image(mask: InstanceMask) -> Array:
     return _trace_outline(as_compiled(mask.coverage), mask.left, mask.top, find_rim_level(mask))
 
 
-@dataclass(frozen=True, eq=False)
-class SeenRim:
+class SeenRim(NamedTuple):
     """What the camera sees of a mask that has an area, on whatever surface it lies.
 
     coverage: (h, w), its first pixel at left, top of the image. level: the coverage at the rim. outline_px: (n, 2).
-    corners: (h + 1, w + 1) numbers of the corners of the covered pixels, -1 where there are none. rays: (C + n + 1, 3)
-    through these corners, the outline, and the centroid.
+    box: first row and column, rows and columns of the smallest part of the coverage that holds all that is not zero.
+    rays: (3, C + n + 1) through the corners of the pixels of that box, row by row, the outline, and the centroid.
     """
 
     coverage: NDArray[np.float32]
@@ -82,13 +80,13 @@ class SeenRim:
     level: float
     outline_px: Array
     perimeter_px: float
-    corners: NDArray[np.int64]
+    box: tuple[int, int, int, int]
     rays: Array
 
     @property
     def sight(self) -> Array:
         """Ray through the centroid, (3,)."""
-        return np.asarray(self.rays[-1])
+        return np.array([self.rays[0, -1], self.rays[1, -1], 1.0])
 
     @property
     def diameter_px(self) -> float:
@@ -98,48 +96,39 @@ class SeenRim:
 
 def see_rims(masks: Sequence[InstanceMask], camera: Camera) -> list[SeenRim | None]:
     """One for each mask, None for those without area."""
-    outlined: list[Callable[[Array], SeenRim] | None] = []
-    pixels: list[Array] = []
-    for mask in masks:
-        coverage = as_compiled(mask.coverage)
-        area_px, level, perimeter_px, length, corners, places = _see(coverage, mask.left, mask.top)
-        if not (math.isfinite(area_px) and area_px > 0.0):
-            outlined.append(None)
-            continue
-        pixels.append(places)
-        outline_px = places[-1 - length : -1]
-        outlined.append(
-            partial(SeenRim, coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, corners)
-        )
-    if not pixels:
-        return [None] * len(masks)
-    # All at once: a call costs as much as many rays.
-    rays = camera.rays(np.concatenate(pixels))
-    parts = iter(np.split(rays, np.cumsum([len(part) for part in pixels[:-1]])))
-    return [None if see is None else see(next(parts)) for see in outlined]
+    return [_see_rim(mask, camera) for mask in masks]
 
 
-@dataclass(frozen=True, eq=False)
-class Rim:
+def _see_rim(mask: InstanceMask, camera: Camera) -> SeenRim | None:
+    coverage = as_compiled(mask.coverage)
+    area_px, level, perimeter_px, outline_px, box, rays = _see(
+        coverage, mask.left, mask.top, camera.fx, camera.fy, camera.cx, camera.cy
+    )
+    if not (math.isfinite(area_px) and area_px > 0.0):
+        return None
+    if camera.is_distorted:
+        rays[0], rays[1] = camera.undistort(rays[0], rays[1])
+    return SeenRim(coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, box, rays)
+
+
+class Rim(NamedTuple):
     """The opening on its surface.
 
-    position: (3,) centroid. normal: (3,) out of the wall, there. outline: (n, 3) polygon, counter-clockwise seen from
+    middle: its centroid on the surface. outline: (n, 3) polygon, counter-clockwise seen from
     outside, and outline_xy: (n, 2), the same along x and y of the surface. area: m2. centre: (2,) centroid, along the
     surface. axes: major and minor (full lengths) of the ellipse with the same second moments. to_circle: (2, 2)
     area-preserving map that makes that ellipse a circle.
-    pixel_xy: (N, 2), pixel_areas: (N,) covered part of each pixel, projected on the x-y plane of the surface, m2.
+    pixels: (3, N) rows x, y and area of the covered part of each pixel, projected on the x-y plane of the surface, m2.
     """
 
-    position: Array
-    normal: Array
+    middle: SurfacePoint
     outline: Array
     outline_xy: Array
     area: float
     centre: tuple[float, float]
     axes: tuple[float, float]
     to_circle: Array
-    pixel_xy: Array
-    pixel_areas: Array
+    pixels: Array
 
     @classmethod
     def on_surface(cls, seen: SeenRim, surface: Surface) -> Rim:
@@ -147,28 +136,40 @@ class Rim:
 
         Raises SurfaceError when the mask reaches beyond the surface.
         """
-        cast = surface.cast(seen.rays)
-        area, centre, axes, to_circle, pixel_xy, pixel_areas = _integrate(seen.coverage, seen.corners, cast)
+        area, centre, axes, to_circle, pixels, outline_xy, outline = _put_on_surface(
+            seen.coverage, seen.box, surface.cast(seen.rays), len(seen.outline_px), surface.origin, surface.axes
+        )
         if not math.isfinite(area):
             raise SurfaceError('the mask reaches beyond the surface')
-        outline = cast[-1 - len(seen.outline_px) : -1]
-        outline_xy, outline = _wind(outline, surface.origin, surface.axes)
-        position, normal = surface.point_at(*centre)
-        return cls(position, normal, outline, outline_xy, area, centre, axes, to_circle, pixel_xy, pixel_areas)
+        return cls(surface.at(*centre), outline, outline_xy, area, centre, axes, to_circle, pixels)
 
 
 @compiled
-def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """Sum of the coverage, its mean column and row, and the largest."""
+def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float, tuple[int, int, int, int]]:
+    """Sum of the coverage, its mean column and row, the largest, and the box of a `SeenRim`."""
+    height, width = coverage.shape
     total, column_sum, row_sum, peak = 0.0, 0.0, 0.0, 0.0
-    for row in range(coverage.shape[0]):
-        for column in range(coverage.shape[1]):
+    columns = np.zeros(width)  # the largest in each
+    first, last = height, -1
+    for row in range(height):
+        row_total, row_peak = 0.0, 0.0
+        for column in range(width):
             share = np.float64(coverage[row, column])
-            total += share
+            row_total += share
             column_sum += share * column
-            row_sum += share * row
-            peak = max(peak, share)
-    return total, column_sum / total, row_sum / total, peak
+            columns[column] = share if share > columns[column] else columns[column]
+            row_peak = share if share > row_peak else row_peak
+        total += row_total
+        row_sum += row_total * row
+        peak = max(peak, row_peak)
+        if row_peak > 0.0:
+            first, last = min(first, row), row
+    left, right = 0, width
+    while left < right and not columns[left] > 0.0:
+        left += 1
+    while right > left and not columns[right - 1] > 0.0:
+        right -= 1
+    return total, column_sum / total, row_sum / total, peak, (first, left, last - first + 1, right - left)
 
 
 @compiled
@@ -247,17 +248,21 @@ def _doubt(coverage: NDArray[np.float32]) -> float:
 
 
 @compiled
-def _wind(polygon: Array, origin: Array, axes: Array) -> tuple[Array, Array]:
-    """The polygon, (n, 3) in a surface's own frame, counter-clockwise seen from z.
+def _wind(cast: Array, count: int, origin: Array, axes: Array) -> tuple[Array, Array]:
+    """The outline of a `SeenRim`, `count` of its rays cast on a surface, counter-clockwise seen from z.
 
     Returns it along the surface, (n, 2), and in the camera frame, (n, 3).
     """
-    count, area = len(polygon), 0.0
-    for i in range(count):
-        area += polygon[i - 1, 0] * polygon[i, 1] - polygon[i, 0] * polygon[i - 1, 1]
+    first, area = cast.shape[1] - 1 - count, 0.0
+    last_x, last_y = cast[0, first + count - 1], cast[1, first + count - 1]
+    for i in range(first, first + count):
+        x, y = cast[0, i], cast[1, i]
+        area += last_x * y - x * last_y
+        last_x, last_y = x, y
     along, placed = np.empty((count, 2)), np.empty((count, 3))
     for i in range(count):
-        x, y, z = polygon[i] if area >= 0.0 else polygon[count - 1 - i]
+        at = first + i if area >= 0.0 else first + count - 1 - i
+        x, y, z = cast[0, at], cast[1, at], cast[2, at]
         along[i, 0], along[i, 1] = x, y
         for axis in range(3):
             placed[i, axis] = origin[axis] + x * axes[0, axis] + y * axes[1, axis] + z * axes[2, axis]
@@ -273,95 +278,83 @@ def _perimeter(polygon: Array) -> float:
 
 
 @compiled
-def _find_corners(coverage: NDArray[np.float32], left: int, top: int) -> tuple[NDArray[np.int64], Array]:
-    """Corners of the covered pixels: their numbers, (h + 1, w + 1), and where they are in the image, (n, 2)."""
-    height, width = coverage.shape
-    numbers = np.full((height + 1, width + 1), -1)
-    for row in range(height):
-        for column in range(width):
-            if coverage[row, column] > 0.0:
-                numbers[row, column] = numbers[row, column + 1] = 0
-                numbers[row + 1, column] = numbers[row + 1, column + 1] = 0
-    places = np.empty((numbers.size, 2))
-    count = 0
-    for row in range(height + 1):
-        for column in range(width + 1):
-            if numbers[row, column] == 0:
-                numbers[row, column] = count
-                places[count, 0] = left + column - 0.5
-                places[count, 1] = top + row - 0.5
-                count += 1
-    return numbers, places[:count]
-
-
-@compiled
 def _see(
-    coverage: NDArray[np.float32], left: int, top: int
-) -> tuple[float, float, float, int, NDArray[np.int64], Array]:
-    """Area and level of a `SeenRim`, its perimeter, the length of its outline, its corners, and places in the image.
+    coverage: NDArray[np.float32], left: int, top: int, fx: float, fy: float, cx: float, cy: float
+) -> tuple[float, float, float, Array, tuple[int, int, int, int], Array]:
+    """Area, level, perimeter, outline, box and rays of a `SeenRim`, seen by a camera without distortion.
 
-    Places: those that its `rays` go through, (C + n + 1, 2); none unless the area is finite and above zero.
+    No outline and no rays unless the area is finite and above zero.
     """
-    area, column, row, peak = _sum_up(coverage)
+    area, column, row, peak, box = _sum_up(coverage)
     if not (math.isfinite(area) and area > 0.0):
-        return area, 0.0, 0.0, 0, np.empty((0, 0), np.int64), np.empty((0, 2))
+        return area, 0.0, 0.0, np.empty((0, 2)), box, np.empty((3, 0))
     level = 0.5 * min(1.0, peak)
     outline = _trace_outline(coverage, left, top, level)
-    numbers, corners = _find_corners(coverage, left, top)
-    places = np.empty((len(corners) + len(outline) + 1, 2))
-    places[: len(corners)] = corners
-    places[len(corners) : -1] = outline
-    places[-1, 0], places[-1, 1] = left + column, top + row
-    return area, level, _perimeter(outline), len(outline), numbers, places
+    first_row, first_column, height, width = box
+    corners = (height + 1) * (width + 1)
+    rays = np.ones((3, corners + len(outline) + 1))
+    x, y = rays[0, :corners].reshape(height + 1, width + 1), rays[1, :corners].reshape(height + 1, width + 1)
+    for corner_row in range(height + 1):
+        for corner_column in range(width + 1):
+            x[corner_row, corner_column] = (left + first_column + corner_column - 0.5 - cx) / fx
+            y[corner_row, corner_column] = (top + first_row + corner_row - 0.5 - cy) / fy
+    for i in range(len(outline)):
+        rays[0, corners + i], rays[1, corners + i] = (outline[i, 0] - cx) / fx, (outline[i, 1] - cy) / fy
+    rays[0, -1], rays[1, -1] = (left + column - cx) / fx, (top + row - cy) / fy
+    return area, level, _perimeter(outline), outline, box, rays
 
 
 @compiled
 def _integrate(
-    coverage: NDArray[np.float32], corners: NDArray[np.int64], cast: Array
-) -> tuple[float, tuple[float, float], tuple[float, float], Array, Array, Array]:
-    """Area, centre, axes, to_circle, pixel_xy and pixel_areas of a `Rim`. corners: their rows in `cast`, (n, 3)."""
-    height, width = coverage.shape
-    pixel_xy, pixel_areas = np.empty((coverage.size, 2)), np.empty(coverage.size)
-    area, flat_area, count = 0.0, 0.0, 0
-    centre_x, centre_y = 0.0, 0.0
-    edge_u, edge_v = np.zeros(2), np.zeros(2)
+    coverage: NDArray[np.float32], box: tuple[int, int, int, int], cast: Array
+) -> tuple[float, tuple[float, float], tuple[float, float], Array, Array]:
+    """Area, centre, axes, to_circle and pixels of a `Rim`. cast: (3, n) the rays of a `SeenRim` on the surface."""
+    first_row, first_column, height, width = box
+    corners = cast[:, : (height + 1) * (width + 1)].copy().reshape(3, height + 1, width + 1)
+    x, y, z = corners[0], corners[1], corners[2]
+    pixels = np.empty((3, height, width))
+    flats = pixels[2]
+    area, flat_area = 0.0, 0.0
+    for row in range(height):
+        shares = coverage[first_row + row, first_column : first_column + width]
+        for column in range(width):
+            # Half the cross product of the diagonals, falling and rising.
+            fx, rx = x[row + 1, column + 1] - x[row, column], x[row, column + 1] - x[row + 1, column]
+            fy, ry = y[row + 1, column + 1] - y[row, column], y[row, column + 1] - y[row + 1, column]
+            fz, rz = z[row + 1, column + 1] - z[row, column], z[row, column + 1] - z[row + 1, column]
+            across_x, across_y, across_z = fy * rz - fz * ry, fz * rx - fx * rz, fx * ry - fy * rx
+            halved = 0.5 * np.float64(shares[column])
+            sloped = halved * math.sqrt(across_x * across_x + across_y * across_y + across_z * across_z)
+            # Where nothing is covered the rays may miss the surface.
+            flats[row, column] = halved * abs(across_z) if halved > 0.0 else 0.0
+            area += sloped if halved > 0.0 else 0.0
+            flat_area += flats[row, column]
+    centre, along, down = np.empty(2), np.empty(2), np.empty(2)  # means of middles and sides of the pixels
+    for axis in range(2):
+        corner, middles = corners[axis], pixels[axis]
+        middle_sum, along_sum, down_sum = 0.0, 0.0, 0.0
+        for row in range(height):
+            for column in range(width):
+                share = flats[row, column] / flat_area
+                left, right = corner[row, column], corner[row, column + 1]
+                left_below, right_below = corner[row + 1, column], corner[row + 1, column + 1]
+                middle = 0.25 * (left + right + left_below + right_below)
+                middles[row, column] = middle if share > 0.0 else 0.0
+                middle_sum += share * middles[row, column]
+                along_sum += share * 0.5 * (right + right_below - left - left_below) if share > 0.0 else 0.0
+                down_sum += share * 0.5 * (left_below + right_below - left - right) if share > 0.0 else 0.0
+        centre[axis], along[axis], down[axis] = middle_sum, along_sum, down_sum
+    xx, xy, yy = 0.0, 0.0, 0.0
     for row in range(height):
         for column in range(width):
-            share = np.float64(coverage[row, column])
-            if not share > 0.0:
-                continue
-            a, b = cast[corners[row, column]], cast[corners[row, column + 1]]
-            c, d = cast[corners[row + 1, column]], cast[corners[row + 1, column + 1]]
-            # Half the cross product of the diagonals, falling and rising.
-            fx, fy, fz = d[0] - a[0], d[1] - a[1], d[2] - a[2]
-            rx, ry, rz = b[0] - c[0], b[1] - c[1], b[2] - c[2]
-            x, y, z = fy * rz - fz * ry, fz * rx - fx * rz, fx * ry - fy * rx
-            area += 0.5 * share * math.sqrt(x * x + y * y + z * z)
-            flat = 0.5 * share * abs(z)
-            flat_area += flat
-            pixel_areas[count] = flat
-            pixel_xy[count, 0] = 0.25 * (a[0] + b[0] + c[0] + d[0])
-            pixel_xy[count, 1] = 0.25 * (a[1] + b[1] + c[1] + d[1])
-            centre_x += flat * pixel_xy[count, 0]
-            centre_y += flat * pixel_xy[count, 1]
-            edge_u[0] += flat * 0.5 * (fx + rx)
-            edge_u[1] += flat * 0.5 * (fy + ry)
-            edge_v[0] += flat * 0.5 * (fx - rx)
-            edge_v[1] += flat * 0.5 * (fy - ry)
-            count += 1
-    centre_x, centre_y = centre_x / flat_area, centre_y / flat_area
-    xx, xy, yy = 0.0, 0.0, 0.0
-    for i in range(count):
-        x, y, share = pixel_xy[i, 0] - centre_x, pixel_xy[i, 1] - centre_y, pixel_areas[i] / flat_area
-        xx += share * x * x
-        xy += share * x * y
-        yy += share * y * y
+            to_x, to_y = pixels[0, row, column] - centre[0], pixels[1, row, column] - centre[1]
+            xx += flats[row, column] * to_x * to_x
+            xy += flats[row, column] * to_x * to_y
+            yy += flats[row, column] * to_y * to_y
     # Sampling a soft mask adds the moment of a pixel (Sheppard's correction).
-    scale = 12.0 * flat_area * flat_area
-    pixel_xx = (edge_u[0] ** 2 + edge_v[0] ** 2) / scale
-    pixel_yy = (edge_u[1] ** 2 + edge_v[1] ** 2) / scale
-    xx, yy = xx - pixel_xx, yy - pixel_yy
-    xy -= (edge_u[0] * edge_u[1] + edge_v[0] * edge_v[1]) / scale
+    pixel_xx, pixel_yy = (along[0] ** 2 + down[0] ** 2) / 12.0, (along[1] ** 2 + down[1] ** 2) / 12.0
+    xx, yy = xx / flat_area - pixel_xx, yy / flat_area - pixel_yy
+    xy = xy / flat_area - (along[0] * along[1] + down[0] * down[1]) / 12.0
 
     # Eigenvalues, and the angle of the larger one's vector.
     middle, half = 0.5 * (xx + yy), math.hypot(0.5 * (xx - yy), xy)
@@ -369,10 +362,25 @@ def _integrate(
     major, minor = max(middle + half, floor), max(middle - half, floor)
     angle = 0.5 * math.atan2(2.0 * xy, xx - yy)
     c, s = math.cos(angle), math.sin(angle)
-    along = (minor / major) ** 0.25
+    stretch = (minor / major) ** 0.25
     to_circle = np.empty((2, 2))
-    to_circle[0, 0] = along * c * c + s * s / along
-    to_circle[1, 1] = along * s * s + c * c / along
-    to_circle[0, 1] = to_circle[1, 0] = (along - 1.0 / along) * c * s
+    to_circle[0, 0] = stretch * c * c + s * s / stretch
+    to_circle[1, 1] = stretch * s * s + c * c / stretch
+    to_circle[0, 1] = to_circle[1, 0] = (stretch - 1.0 / stretch) * c * s
     axes = (4.0 * math.sqrt(major), 4.0 * math.sqrt(minor))
-    return area, (centre_x, centre_y), axes, to_circle, pixel_xy[:count], pixel_areas[:count]
+    return area, (centre[0], centre[1]), axes, to_circle, pixels.reshape(3, height * width)
+
+
+@compiled
+def _put_on_surface(
+    coverage: NDArray[np.float32],
+    box: tuple[int, int, int, int],
+    cast: Array,
+    outline_length: int,
+    origin: Array,
+    axes: Array,
+) -> tuple[float, tuple[float, float], tuple[float, float], Array, Array, Array, Array]:
+    """What `_integrate` and `_wind` return."""
+    area, centre, lengths, to_circle, pixels = _integrate(coverage, box, cast)
+    outline_xy, outline = _wind(cast, outline_length, origin, axes)
+    return area, centre, lengths, to_circle, pixels, outline_xy, outline

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,7 @@ _OUTLIER = 6.0
 _MAD_TO_STD = 1.4826
 
 
-@dataclass(frozen=True, eq=False)
-class Opening:
+class Opening(NamedTuple):
     """The rim and what lies within, along the surface, from the centroid, metres.
 
     radius: of the circle of the same area. rim_angles: (n,) ascending, and rim_stretch: (n,) how much further than on
@@ -71,14 +71,12 @@ class Opening:
     cell_areas: Array
 
     @classmethod
-    def from_pixels(
-        cls, positions: Array, areas: Array, rim: Array, centre: tuple[float, float], to_circle: Array
-    ) -> Opening:
-        """From the pixels within the rim, positions (N, 2) and covered areas (N,), and the rim polygon, (n, 2).
+    def from_pixels(cls, pixels: Array, rim: Array, centre: tuple[float, float], to_circle: Array) -> Opening:
+        """From the pixels within the rim, (3, N) rows x, y and covered area, and the rim polygon, (n, 2).
 
         centre and to_circle, (2, 2): that map the rim nearest to a circle around the origin.
         """
-        return cls(*_open(positions, areas, rim, *centre, to_circle))
+        return cls(*_open(pixels, rim, *centre, to_circle))
 
     def read(
         self,
@@ -90,40 +88,34 @@ class Opening:
         to_circle: Array,
     ) -> Readings:
         """Readings as of `Surface.enter`, mapped like the rim, without those that end beyond it, under an overhang."""
-        inside = _read(entries, drifts, depths, std, *centre, to_circle, self.radius, self.rim_angles, self.rim_stretch)
-        return Readings(*inside, std)
-
-    def mean_at_rim(self, readings: Readings) -> float:
-        """Mean depth of those that end near the rim; NaN when there are none."""
-        return _mean_at_rim(
-            readings.entries, readings.drifts, readings.depths, self.radius, self.rim_angles, self.rim_stretch
+        places, ways, kept, mean, rim_mean = _read(
+            entries, drifts, depths, std, *centre, to_circle, self.radius, self.rim_angles, self.rim_stretch
         )
+        return Readings(places, ways, kept, std, mean, rim_mean)
 
 
-@dataclass(frozen=True, eq=False)
-class Readings:
+class Readings(NamedTuple):
     """Depth readings inside one rim.
 
     entries: (N, 2) where their rays pass the opening. drifts: (N, 2) how far a ray goes sideways per metre of depth.
     depths: (N,) below the surface. std: white noise of one depth, metres. All on the plane of an `Opening`.
+    mean: of the depths without gross outliers. rim_mean: of those that end near the rim. NaN where there are none.
     """
 
     entries: Array
     drifts: Array
     depths: Array
     std: float
-
-    def __len__(self) -> int:
-        return len(self.depths)
+    mean: float = math.nan
+    rim_mean: float = math.nan
 
     @property
-    def robust_mean(self) -> float:
-        """Mean of the depths without gross outliers."""
-        return _robust_mean(self.depths)
+    def number(self) -> int:
+        """How many."""
+        return len(self.depths)
 
 
-@dataclass(frozen=True)
-class Prior:
+class Prior(NamedTuple):
     """Depth of a cap, metres, and deviation of a real cavity from it, over its depth."""
 
     depth_mean: float
@@ -131,8 +123,7 @@ class Prior:
     shape_std: float
 
 
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(NamedTuple):
     """A quantity of the cavity: mean, its variance from white noise and from what was not seen, and how it answers to
     an error common to all depths (its derivative).
     """
@@ -148,8 +139,7 @@ class Posterior:
         return math.sqrt(self.noise_variance + self.shape_variance)
 
 
-@dataclass(frozen=True)
-class CavityPosterior:
+class CavityPosterior(NamedTuple):
     """Depth at the deepest point (m), volume (m3), and the volume's standard deviation before any reading.
 
     unseen_share: of the opening, where no reading ends nearby.
@@ -161,8 +151,7 @@ class CavityPosterior:
     unseen_share: float
 
 
-@dataclass(frozen=True)
-class EllipsoidCap:
+class EllipsoidCap(NamedTuple):
     """Cap of a sphere (stretched with its rim: of an ellipsoid) through a rim of `radius`, `depth` deep.
 
     Deeper than its radius it is half an ellipsoid: a sphere would bulge out below the rim.
@@ -190,7 +179,10 @@ class EllipsoidCap:
 
     def trace(self, entries: Array, drifts: Array) -> tuple[Array, Array]:
         """Depths at which rays meet the cap, and their derivative by the cap's depth, each (N,)."""
-        return _trace(entries, drifts, self.radius, self.depth)
+        depths, by_depth = np.empty(len(entries)), np.empty(len(entries))
+        rays = np.vstack([entries.T, drifts.T])
+        _trace_all(rays, self.radius, _quadric(self.radius, self.depth), depths, by_depth)
+        return depths, by_depth
 
     def depths(self, places: Array) -> tuple[Array, Array]:
         """Depths below `places`, (N, 2), and their derivative by the cap's depth, each (N,)."""
@@ -217,7 +209,7 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
         prior.depth_std,
         prior.shape_std,
         use_depth_prior,
-        grid.distances,
+        grid.places,
         grid.tapers,
         grid.kernel,
         grid.fine,
@@ -234,15 +226,13 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
 class _Grid:
     """Places over a circle of radius one, and what is a priori known about deviations there; all of it constant.
 
-    places: (M, 2) of the cells. fine: (F, 2) places at which the deepest point is looked for. distances: (M, M)
-    between cells. tapers: (M,).
-    kernel: (M, M), fine_kernel: (M, F), fine_variance: (F,), of a field of unit deviation. steepness: (M, 13), and
-    fine_steepness: (F, 13), how the depth answers to the steepness of the walls, over that of the cap.
+    places: (2, M) of the cells. fine: (2, F) places at which the deepest point is looked for. tapers: (M,).
+    kernel: (M, M), fine_kernel: (M, F), fine_variance: (F,), of a field of unit deviation. steepness: (13, M), and
+    fine_steepness: (13, F), how the depth answers to the steepness of the walls, over that of the cap.
     """
 
     places: Array
     fine: Array
-    distances: Array
     tapers: Array
     kernel: Array
     fine_kernel: Array
@@ -265,16 +255,15 @@ def _grid() -> _Grid:
     fine = fine[np.hypot(fine[:, 0], fine[:, 1]) < 1.0]
     steepness = _steepness(places)
     return _Grid(
-        places,
-        fine,
-        np.linalg.norm(places[:, None] - places[None], axis=2),
+        np.ascontiguousarray(places.T),
+        np.ascontiguousarray(fine.T),
         _taper(places),
         _kernel(places, places),
         _kernel(places, fine),
         _taper(fine) ** 2,
         steepness,
-        steepness @ steepness.T,
-        np.ascontiguousarray(_steepness(fine).T),
+        steepness.T @ steepness,
+        _steepness(fine),
     )
 
 
@@ -306,15 +295,15 @@ def _sort_by_angle(rim: Array, radius: float) -> tuple[Array, Array]:
 @compiled
 def _stretch(x: float, y: float, angles: Array, stretch: Array) -> float:
     """How much further than on the circle the rim is from the centre in the direction of (x, y)."""
-    angle = math.atan2(y, x)
-    first, last = 0, len(angles)  # the first of the angles beyond
-    while first < last:
-        middle = (first + last) // 2
-        if angles[middle] < angle:
-            first = middle + 1
-        else:
-            last = middle
-    after = first if first < len(angles) else 0
+    count, angle = len(angles), math.atan2(y, x)
+    # The first of the angles beyond is near where it is when they are evenly spread.
+    expected = (angle + math.pi) * (0.5 / math.pi) * count
+    first = int(expected) if expected < count else 0
+    while first > 0 and angles[first - 1] >= angle:
+        first -= 1
+    while first < count and angles[first] < angle:
+        first += 1
+    after = first if first < count else 0
     span, beyond = angles[after] - angles[after - 1], angle - angles[after - 1]
     if after == 0:  # across the turn from pi to -pi
         span += 2.0 * math.pi
@@ -333,38 +322,33 @@ def _cell_number(x: float, y: float) -> int:
 
 
 @compiled
-def _sum_by_cell(positions: Array, areas: Array, radius: float, angles: Array, stretch: Array) -> Array:
-    cells = np.zeros(_CELLS * _CELLS)
-    least, most = radius * max(stretch.min(), _MIN_STRETCH), radius * max(stretch.max(), _MIN_STRETCH)
-    for i in range(len(areas)):
-        x, y = positions[i]
-        cell = _cell_number(x / least, y / least)
-        if cell != _cell_number(x / most, y / most):  # else its direction does not matter
-            circle = radius * _stretch(x, y, angles, stretch)
-            cell = _cell_number(x / circle, y / circle)
-        cells[cell] += areas[i]
-    return cells
-
-
-@compiled
 def _open(
-    positions: Array, areas: Array, rim: Array, centre_x: float, centre_y: float, to_circle: Array
+    pixels: Array, rim: Array, centre_x: float, centre_y: float, to_circle: Array
 ) -> tuple[float, Array, Array, Array]:
     """The fields of an `Opening`."""
-    area = 0.0
+    area, areas = 0.0, pixels[2]
     for i in range(len(areas)):
         area += areas[i]
     radius = math.sqrt(area / math.pi)
-    mapped, polygon = np.empty_like(positions), np.empty_like(rim)
-    for axis in range(2):
-        for i in range(len(positions)):
-            x, y = positions[i, 0] - centre_x, positions[i, 1] - centre_y
-            mapped[i, axis] = to_circle[axis, 0] * x + to_circle[axis, 1] * y
-        for i in range(len(rim)):
-            x, y = rim[i, 0] - centre_x, rim[i, 1] - centre_y
-            polygon[i, axis] = to_circle[axis, 0] * x + to_circle[axis, 1] * y
+    (xx, xy), (yx, yy) = to_circle
+    polygon = np.empty_like(rim)
+    for i in range(len(rim)):
+        x, y = rim[i, 0] - centre_x, rim[i, 1] - centre_y
+        polygon[i, 0], polygon[i, 1] = xx * x + xy * y, yx * x + yy * y
     angles, stretch = _sort_by_angle(polygon, radius)
-    return radius, angles, stretch, _sum_by_cell(mapped, areas, radius, angles, stretch)
+    cells = np.zeros(_CELLS * _CELLS)
+    least, most = 1.0 / (radius * max(stretch.min(), _MIN_STRETCH)), 1.0 / (radius * max(stretch.max(), _MIN_STRETCH))
+    for i in range(len(areas)):
+        if areas[i] == 0.0:
+            continue
+        x, y = pixels[0, i] - centre_x, pixels[1, i] - centre_y
+        x, y = xx * x + xy * y, yx * x + yy * y
+        cell = _cell_number(x * least, y * least)
+        if cell != _cell_number(x * most, y * most):  # else its direction does not matter
+            circle = radius * _stretch(x, y, angles, stretch)
+            cell = _cell_number(x / circle, y / circle)
+        cells[cell] += areas[i]
+    return radius, angles, stretch, cells
 
 
 @compiled
@@ -379,10 +363,10 @@ def _read(
     radius: float,
     angles: Array,
     stretch: Array,
-) -> tuple[Array, Array, Array]:
-    """Entries, drifts and depths of the `Readings` that end within the rim, to three deviations."""
+) -> tuple[Array, Array, Array, float, float]:
+    """Entries, drifts, depths and the means of the `Readings` that end within the rim, to three deviations."""
     places, ways, kept = np.empty_like(entries), np.empty_like(drifts), np.empty_like(depths)
-    count = 0
+    count, rim_count, rim_total = 0, 0, 0.0
     for i in range(len(depths)):
         x, y = entries[i, 0] - centre_x, entries[i, 1] - centre_y
         dx, dy = drifts[i]
@@ -390,24 +374,17 @@ def _read(
         dx, dy = to_circle[0, 0] * dx + to_circle[0, 1] * dy, to_circle[1, 0] * dx + to_circle[1, 1] * dy
         end_x, end_y = x + dx * depths[i], y + dy * depths[i]
         play = 3.0 * std / radius * math.sqrt(dx * dx + dy * dy)
-        reach = (_UNDERCUT + play) * radius * _stretch(end_x, end_y, angles, stretch)
-        if end_x * end_x + end_y * end_y < reach * reach:
+        circle, squared = radius * _stretch(end_x, end_y, angles, stretch), end_x * end_x + end_y * end_y
+        if squared < ((_UNDERCUT + play) * circle) ** 2:
             places[count, 0], places[count, 1] = x, y
             ways[count, 0], ways[count, 1] = dx, dy
             kept[count] = depths[i]
             count += 1
-    return places[:count], ways[:count], kept[:count]
-
-
-@compiled
-def _mean_at_rim(entries: Array, drifts: Array, depths: Array, radius: float, angles: Array, stretch: Array) -> float:
-    total, count = 0.0, 0
-    for i in range(len(depths)):
-        x, y = entries[i, 0] + drifts[i, 0] * depths[i], entries[i, 1] + drifts[i, 1] * depths[i]
-        if math.sqrt(x * x + y * y) > _RIM_ZONE * radius * _stretch(x, y, angles, stretch):
-            total += depths[i]
-            count += 1
-    return total / count if count > 0 else math.nan
+            if squared > (_RIM_ZONE * circle) ** 2:
+                rim_count += 1
+                rim_total += depths[i]
+    rim_mean = rim_total / rim_count if rim_count > 0 else math.nan
+    return places[:count], ways[:count], kept[:count], _robust_mean(kept[:count]), rim_mean
 
 
 @compiled
@@ -425,6 +402,8 @@ def _median(values: Array) -> float:
 
 @compiled
 def _robust_mean(values: Array) -> float:
+    if len(values) == 0:
+        return math.nan
     middle = _median(values)
     offsets = np.empty_like(values)
     for i in range(len(values)):
@@ -474,44 +453,42 @@ def _trace_ray(
 
 
 @compiled
-def _trace(entries: Array, drifts: Array, radius: float, depth: float) -> tuple[Array, Array]:
-    quadric = _quadric(radius, depth)
-    depths, by_depth = np.empty(len(entries)), np.empty(len(entries))
+def _warp(entries: Array, drifts: Array, rim_angles: Array, rim_stretch: Array) -> Array:
+    """Entries and drifts on the circle that the rim is warped to, rows x, y, drift x and y. (4, N)."""
+    circle = np.empty((4, len(entries)))
     for i in range(len(entries)):
-        depths[i], by_depth[i] = _trace_ray(entries[i, 0], entries[i, 1], drifts[i, 0], drifts[i, 1], radius, quadric)
-    return depths, by_depth
+        x, y = entries[i]
+        stretch = _stretch(x, y, rim_angles, rim_stretch)
+        circle[0, i], circle[1, i] = x / stretch, y / stretch
+        circle[2, i], circle[3, i] = drifts[i, 0] / stretch, drifts[i, 1] / stretch
+    return circle
+
+
+@compiled
+def _trace_all(
+    circle: Array, radius: float, quadric: tuple[float, float, float, float], depths: Array, by_depth: Array
+) -> None:
+    """Writes what `_trace_ray` gives for all rays of `_warp`."""
+    x, y, drift_x, drift_y = circle[0], circle[1], circle[2], circle[3]
+    for i in range(len(depths)):
+        depths[i], by_depth[i] = _trace_ray(x[i], y[i], drift_x[i], drift_y[i], radius, quadric)
 
 
 @compiled
 def _fit_depth(
-    entries: Array,
-    drifts: Array,
-    depths: Array,
-    noise: float,
-    radius: float,
-    rim_angles: Array,
-    rim_stretch: Array,
-    prior_mean: float,
-    prior_std: float,
+    circle: Array, depths: Array, noise: float, radius: float, prior_mean: float, prior_std: float
 ) -> tuple[float, NDArray[np.bool_]]:
     """Depth of the cap nearest to the readings, or most probable when there is a prior, and which are no outliers."""
     count = len(depths)
-    circle = np.empty((count, 4))  # entries and drifts on the circle
-    for i in range(count):
-        x, y = entries[i]
-        stretch = _stretch(x, y, rim_angles, rim_stretch)
-        circle[i, 0], circle[i, 1] = x / stretch, y / stretch
-        circle[i, 2], circle[i, 3] = drifts[i, 0] / stretch, drifts[i, 1] / stretch
     low, high = 0.02 * radius, 4.0 * radius
     informed = prior_std < math.inf
     depth = prior_mean if informed else min(max(2.0 * _median(depths), low), high)
     keep = np.ones(count, np.bool_)
     residuals, slopes, sizes = np.empty(count), np.empty(count), np.empty(count)
     for step in range(_NEWTON_STEPS):
-        quadric = _quadric(radius, depth)
+        _trace_all(circle, radius, _quadric(radius, depth), residuals, slopes)
         for i in range(count):
-            traced, slopes[i] = _trace_ray(circle[i, 0], circle[i, 1], circle[i, 2], circle[i, 3], radius, quadric)
-            residuals[i] = depths[i] - traced
+            residuals[i] = depths[i] - residuals[i]
             sizes[i] = abs(residuals[i])
         if step >= 3:
             limit = _OUTLIER * max(noise, _MAD_TO_STD * _median(sizes))
@@ -537,6 +514,7 @@ def _condense(
     entries: Array,
     drifts: Array,
     depths: Array,
+    circle: Array,
     inliers: NDArray[np.bool_],
     noise: float,
     radius: float,
@@ -550,15 +528,11 @@ def _condense(
     depth there by its greatest depth; variances of the deviations, and the part of them that is white noise.
     """
     quadric = _quadric(radius, cap_depth)
-    traced = np.empty(len(depths))
+    traced, by_depths = np.empty(len(depths)), np.empty(len(depths))
+    _trace_all(circle, radius, quadric, traced, by_depths)
     squared, count = 0.0, 0
     for i in range(len(depths)):
         if inliers[i]:
-            x, y = entries[i]
-            stretch = _stretch(x, y, rim_angles, rim_stretch)
-            traced[i], _ = _trace_ray(
-                x / stretch, y / stretch, drifts[i, 0] / stretch, drifts[i, 1] / stretch, radius, quadric
-            )
             squared += (depths[i] - traced[i]) ** 2
             count += 1
     # Where on its ray a reading belongs: noise alone would leave it on the cap, what is no noise moves it.
@@ -623,17 +597,18 @@ def _find_field_std(
 
 
 @compiled
-def _find_unseen_share(numbers: NDArray[np.int64], areas: Array, distances: Array, reach: float) -> float:
+def _find_unseen_share(numbers: NDArray[np.int64], areas: Array, places: Array, reach: float) -> float:
     """Share of the area in cells further than `reach` from all of `numbers`."""
+    x, y = places[0], places[1]
+    nearest = np.full(len(areas), math.inf)  # squared
+    for number in numbers:
+        for cell in range(len(nearest)):
+            nearest[cell] = min(nearest[cell], (x[cell] - x[number]) ** 2 + (y[cell] - y[number]) ** 2)
     unseen, total = 0.0, 0.0
     for cell in range(len(areas)):
-        if areas[cell] > 0.0:
-            nearest, row = math.inf, distances[cell]
-            for number in numbers:
-                nearest = min(nearest, row[number])
-            total += areas[cell]
-            if nearest > reach:
-                unseen += areas[cell]
+        total += areas[cell]
+        if nearest[cell] > reach * reach:
+            unseen += areas[cell]
     return unseen / total
 
 
@@ -646,55 +621,99 @@ def _dot(a: Array, b: Array) -> float:
 
 
 @compiled
-def _factorise(matrix: Array) -> None:
-    """Cholesky's lower factor of a symmetric positive matrix, in its place; what is above the diagonal stays."""
-    count = len(matrix)
-    column = np.empty(count)
-    for k in range(count):
-        matrix[k, k] = math.sqrt(matrix[k, k])
-        for i in range(k + 1, count):
-            matrix[i, k] /= matrix[k, k]
-            column[i] = matrix[i, k]
-        for i in range(k + 1, count):
-            # Slices let the compiler see that the inner loop is straight.
-            row, beside = matrix[i, k + 1 : i + 1], column[k + 1 : i + 1]
-            for j in range(len(row)):
-                row[j] -= column[i] * beside[j]
+def _multiply(matrix: Array, vector: Array) -> Array:
+    """Rows of a matrix times a vector."""
+    product = np.empty(len(matrix))
+    for row in range(len(matrix)):
+        product[row] = _dot(matrix[row], vector)
+    return product
 
 
 @compiled
-def _solve(lower: Array, right: Array) -> Array:
-    """x of L L^T x = `right`."""
-    x = right.copy()
-    for i in range(len(x)):
-        x[i] = (x[i] - _dot(lower[i, :i], x)) / lower[i, i]
-    for i in range(len(x) - 1, -1, -1):
-        x[i] /= lower[i, i]
-        row = lower[i, :i]
+def _combine(shares: Array, rows: Array) -> Array:
+    """Sum of the rows of a matrix, each times its share; few that are not zero."""
+    total = np.zeros(rows.shape[1])
+    for row in range(len(rows)):
+        if shares[row] != 0.0:
+            added = rows[row]
+            for i in range(len(total)):
+                total[i] += shares[row] * added[i]
+    return total
+
+
+@compiled
+def _factorise(matrix: Array) -> None:
+    """Cholesky's lower factor of a symmetric positive matrix, in its place; what is above the diagonal stays.
+
+    Two columns at a time: what is left of the matrix is gone through half as often.
+    """
+    count = len(matrix)
+    first, second = np.empty(count), np.empty(count)
+    for k in range(0, count, 2):
+        last = min(k + 1, count - 1)
+        matrix[k, k] = math.sqrt(matrix[k, k])
+        for i in range(k + 1, count):
+            matrix[i, k] /= matrix[k, k]
+            first[i] = matrix[i, k]
+        if last == k:
+            break
+        matrix[last, last] = math.sqrt(matrix[last, last] - first[last] * first[last])
+        for i in range(last + 1, count):
+            matrix[i, last] = (matrix[i, last] - first[i] * first[last]) / matrix[last, last]
+            second[i] = matrix[i, last]
+        for i in range(last + 1, count):
+            # Slices let the compiler see that the inner loop is straight.
+            row = matrix[i, last + 1 : i + 1]
+            beside, beyond, by_first, by_second = first[last + 1 : i + 1], second[last + 1 : i + 1], first[i], second[i]
+            for j in range(len(row)):
+                row[j] -= by_first * beside[j] + by_second * beyond[j]
+
+
+@compiled
+def _whiten(lower: Array) -> Array:
+    """Inverse of a lower triangular matrix. Of Cholesky's factor of K: W of W^T W = K^-1."""
+    count = len(lower)
+    whitening = np.zeros((count, count))
+    for i in range(count):
+        row = whitening[i]
+        for j in range(0, i - 1, 2):
+            above, below, by_above, by_below = whitening[j], whitening[j + 1, : j + 2], lower[i, j], lower[i, j + 1]
+            for k in range(len(below)):
+                row[k] -= by_above * above[k] + by_below * below[k]
+        if i % 2 == 1:
+            above, by_above = whitening[i - 1, :i], lower[i, i - 1]
+            for k in range(len(above)):
+                row[k] -= by_above * above[k]
+        row[i] = 1.0
+        scale = 1.0 / lower[i, i]
+        for j in range(i + 1):
+            row[j] *= scale
+    return whitening
+
+
+@compiled
+def _solve(whitening: Array, right: Array) -> Array:
+    """W^T W `right`."""
+    x = np.zeros(len(right))
+    for i in range(len(right)):
+        row = whitening[i, : i + 1]
+        white = _dot(row, right)
         for j in range(len(row)):
-            x[j] -= row[j] * x[i]
+            x[j] += white * row[j]
     return x
 
 
 @compiled
-def _find_excess(innovation: Array, solved: Array, lower: Array, white_variances: Array) -> float:
+def _find_excess(innovation: Array, solved: Array, whitening: Array, white_variances: Array) -> float:
     """Variance that the cells show beyond white noise, over what they were to show, shrunk to one.
 
     MINQUE (Rao 1971) of the factor s of S in the covariance K = W + S, W white: y^T K^-1 S K^-1 y has the expectation
     s tr((K^-1 S)^2) + tr(K^-1 S K^-1 W). The cap's free depth takes one from the count.
     """
     count = len(innovation)
-    # The inverse of the factor, row by row; and what it makes, the inverse of K, below the diagonal.
-    whitening, inverse = np.zeros((count, count)), np.zeros((count, count))
+    inverse = np.zeros((count, count))  # of K, below the diagonal
     for i in range(count):
         row = whitening[i]
-        for j in range(i):
-            above, share = whitening[j, : j + 1], lower[i, j]
-            for k in range(len(above)):
-                row[k] -= share * above[k]
-        row[i] = 1.0
-        for j in range(i + 1):
-            row[j] /= lower[i, i]
         for j in range(i + 1):
             beside, before, share = inverse[j, : j + 1], row[: j + 1], row[j]
             for k in range(len(beside)):
@@ -718,16 +737,16 @@ def _infer(
     gain: Array,
     variance: float,
     excess: float,
-    lower: Array,
+    whitening: Array,
     solved: Array,
     white_variances: Array,
 ) -> tuple[float, float, float, float]:
     """Posterior of a linear functional of the depths, as the fields of `Posterior`.
 
-    value: a priori, and variance. gain: (M,) its prior covariance with the cells, whose own has the factor `lower` and
+    value: a priori, and variance. gain: (M,) its prior covariance with the cells, whose own `whitening` whitens and
     gave `solved`. excess: factor of what is not white noise.
     """
-    weights = _solve(lower, gain)
+    weights = _solve(whitening, gain)
     from_noise = 0.0
     response = 0.0
     for cell in range(len(weights)):
@@ -751,7 +770,7 @@ def _infer_cavity(
     prior_depth_std: float,
     prior_shape_std: float,
     use_depth_prior: bool,
-    distances: Array,
+    places: Array,
     tapers: Array,
     kernel: Array,
     fine: Array,
@@ -763,11 +782,10 @@ def _infer_cavity(
 ) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], float, float]:
     """Posteriors of volume and greatest depth, the volume's prior deviation, and the unseen share of the opening."""
     informed_std = prior_depth_std if use_depth_prior else math.inf
-    depth, inliers = _fit_depth(
-        entries, drifts, depths, noise, radius, rim_angles, rim_stretch, prior_depth, informed_std
-    )
+    circle = _warp(entries, drifts, rim_angles, rim_stretch)
+    depth, inliers = _fit_depth(circle, depths, noise, radius, prior_depth, informed_std)
     numbers, deviations, by_depth, variances, white_variances = _condense(
-        entries, drifts, depths, inliers, noise, radius, rim_angles, rim_stretch, depth
+        entries, drifts, depths, circle, inliers, noise, radius, rim_angles, rim_stretch, depth
     )
     # Without a prior on the depth the data decide it: any depth within a radius of the cap's is as good.
     shift = prior_depth - depth if use_depth_prior else 0.0
@@ -788,31 +806,26 @@ def _infer_cavity(
         covariance[i, i] += variances[i]
         innovation[i] = deviations[i] - by_depth[i] * shift
     _factorise(covariance)
-    solved = _solve(covariance, innovation)
-    excess = _find_excess(innovation, solved, covariance, white_variances)
+    whitening = _whiten(covariance)
+    solved = _solve(whitening, innovation)
+    excess = _find_excess(innovation, solved, whitening, white_variances)
 
     # The volume: an integral over the cells.
     volume, volume_by_depth = _cap_volume(radius, depth)
-    smoothed = np.zeros(len(areas))
-    steepened = np.zeros(steepness.shape[1])
-    for cell in range(len(areas)):
-        if areas[cell] > 0.0:
-            row = kernel[cell]
-            for other in range(len(smoothed)):
-                smoothed[other] += areas[cell] * row[other]
-            for term in range(len(steepened)):
-                steepened[term] += areas[cell] * steepness[cell, term]
+    smoothed, steepened = _combine(areas, kernel), _multiply(steepness, areas)
     variance = field_variance * _dot(areas, smoothed) + steep_variance * _dot(steepened, steepened)
+    steep = _combine(steepened, steepness)
     gain = np.empty(count)
     for i in range(count):
-        gain[i] = volume_by_depth * depth_variance * by_depth[i] + field_variance * smoothed[numbers[i]]
-        gain[i] += steep_variance * _dot(steepness[numbers[i]], steepened)
+        cell = numbers[i]
+        gain[i] = volume_by_depth * depth_variance * by_depth[i]
+        gain[i] += field_variance * smoothed[cell] + steep_variance * steep[cell]
     volume_posterior = _infer(
         volume + volume_by_depth * shift,
         gain,
         volume_by_depth**2 * depth_variance + variance,
         max(excess, 1.0),
-        covariance,
+        whitening,
         solved,
         white_variances,
     )
@@ -820,35 +833,32 @@ def _infer_cavity(
 
     # The depth where its mean is greatest.
     change = shift + depth_variance * _dot(by_depth, solved)
-    steepened[:] = 0.0
-    mean = np.zeros(len(fine))
+    solved_at = np.zeros(len(areas))
     for i in range(count):
-        row, share = fine_kernel[numbers[i]], field_variance * solved[i]
-        for place in range(len(mean)):
-            mean[place] += share * row[place]
-        for term in range(len(steepened)):
-            steepened[term] += steep_variance * solved[i] * steepness[numbers[i], term]
-    for term in range(len(steepened)):
-        row, share = fine_steepness[term], steepened[term]
-        for place in range(len(mean)):
-            mean[place] += share * row[place]
+        solved_at[numbers[i]] = solved[i]
+    field_mean = _combine(solved_at, fine_kernel)
+    steep_mean = _combine(_multiply(steepness, solved_at), fine_steepness)
+    mean, cap, slope = np.empty(fine.shape[1]), np.empty(fine.shape[1]), np.empty(fine.shape[1])
+    x, y = fine[0], fine[1]
     quadric = _quadric(radius, depth)
-    for place in range(len(fine)):
-        cap, slope = _trace_ray(radius * fine[place, 0], radius * fine[place, 1], 0.0, 0.0, radius, quadric)
-        mean[place] += cap + slope * change
+    for place in range(len(mean)):
+        cap[place], slope[place] = _trace_ray(radius * x[place], radius * y[place], 0.0, 0.0, radius, quadric)
+        mean[place] = cap[place] + slope[place] * change
+        mean[place] += field_variance * field_mean[place] + steep_variance * steep_mean[place]
     deepest = int(np.argmax(mean))
-    x, y = fine[deepest]
-    cap_there, slope_there = _trace_ray(radius * x, radius * y, 0.0, 0.0, radius, quadric)
     there = fine_steepness[:, deepest].copy()
+    steep = _combine(there, steepness)
     for i in range(count):
-        gain[i] = slope_there * depth_variance * by_depth[i] + field_variance * fine_kernel[numbers[i], deepest]
-        gain[i] += steep_variance * _dot(steepness[numbers[i]], there)
+        cell = numbers[i]
+        gain[i] = slope[deepest] * depth_variance * by_depth[i]
+        gain[i] += field_variance * fine_kernel[cell, deepest] + steep_variance * steep[cell]
+    variance = field_variance * fine_variance[deepest] + steep_variance * _dot(there, there)
     depth_posterior = _infer(
-        cap_there + slope_there * shift,
+        cap[deepest] + slope[deepest] * shift,
         gain,
-        slope_there**2 * depth_variance + field_variance * fine_variance[deepest] + steep_variance * _dot(there, there),
+        slope[deepest] ** 2 * depth_variance + variance,
         excess,
-        covariance,
+        whitening,
         solved,
         white_variances,
     )
@@ -858,7 +868,7 @@ def _infer_cavity(
     for inlier in inliers:
         kept += inlier
     reach = max(_NEAR, 1.5 * math.sqrt(math.pi / kept))
-    unseen_share = _find_unseen_share(numbers, areas, distances, reach)
+    unseen_share = _find_unseen_share(numbers, areas, places, reach)
     return volume_posterior, depth_posterior, volume_prior_std, unseen_share
 
 
@@ -868,7 +878,7 @@ def _taper(places: Array) -> Array:
 
 
 def _steepness(places: Array) -> Array:
-    """Change of the depth at `places`, (N, 2) in radii, over that of the cap and over that of the exponent. (N, 13).
+    """Change of the depth at `places`, (N, 2) in radii, over that of the cap and over that of the exponent. (13, N).
 
     Finite difference between half an ellipsoid and a box: all around, and its first harmonics in the direction.
     """
@@ -877,9 +887,9 @@ def _steepness(places: Array) -> Array:
     change = (rest**_ELLIPSOID - rest**_BOX) / (_ELLIPSOID - _BOX)
     orders = np.arange(1, _STEEPNESS_HARMONICS + 1)
     shares = np.minimum(1.0, 2.0 / orders)
-    angles = np.arctan2(places[:, 1], places[:, 0])[:, None] * orders
-    around = np.column_stack([np.ones(len(places)), shares * np.cos(angles), shares * np.sin(angles)])
-    return np.asarray(change[:, None] * around)
+    angles = orders[:, None] * np.arctan2(places[:, 1], places[:, 0])
+    around = np.vstack([np.ones(len(places)), shares[:, None] * np.cos(angles), shares[:, None] * np.sin(angles)])
+    return np.asarray(change * around)
 
 
 def _kernel(a: Array, b: Array) -> Array:
