@@ -53,7 +53,8 @@ def test_a_hole_of_ten_millimetres_stands_out_by_its_depth():
 def test_smaller_pictures_have_the_features_of_their_own_size():
     pixels, depths = wall()
     depths = depths + 0.010 * inside_disc(pixels, 40) + np.random.default_rng(1).normal(0.0, 3e-4, depths.shape)
-    whole, reduced = range_pyramid(pixels, depths, HEIGHT, WIDTH, (1, 4))
+    (whole, reduced), behind_m = range_pyramid(pixels, depths, HEIGHT, WIDTH, (1, 4))
+    np.testing.assert_array_equal(behind_m, residuals_behind_surface(pixels, depths, HEIGHT, WIDTH))
     np.testing.assert_array_equal(whole, range_features(pixels, depths, HEIGHT, WIDTH))
     assert reduced.shape == (3, 30, 40)
     alone = range_features((pixels + 0.5) / 4 - 0.5, depths, HEIGHT // 4, WIDTH // 4)

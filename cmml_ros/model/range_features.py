@@ -40,21 +40,23 @@ def range_features(
     unit, constant over the picture, so that the network can tell a depth camera from a time-of-flight LiDAR), and
     support (1 where a point fell, halved per level of interpolation).
     """
-    return range_pyramid(pixels, depths_m, height, width, (1,))[0]
+    return range_pyramid(pixels, depths_m, height, width, (1,))[0][0]
 
 
 def range_pyramid(
     pixels: NDArray[np.float64], depths_m: NDArray[np.float64], height: int, width: int, factors: Sequence[int]
-) -> list[NDArray[np.float32]]:
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float64]]:
     """`range_features` of the picture (height, width) reduced by each of `factors`, its other arguments as there.
 
-    What is fitted to the picture as a whole is fitted once.
+    And (N,) how far each point lies behind the surface, metres, at the first of these sizes; NaN where points are too
+    few. What is fitted to the picture as a whole is fitted once.
     """
     if pixels.ndim != 2 or pixels.shape[1] != 2 or depths_m.shape != pixels.shape[:1]:
         raise ShapeError(f'pixels must be (N, 2) and depths (N,), got {pixels.shape} and {depths_m.shape}')
     pixels, depths_m = as_compiled(pixels), as_compiled(depths_m)
     rough_m = _behind_quadratic(pixels, depths_m, height, width) if len(pixels) >= _MIN_POINTS else None
     pyramid = []
+    behind_m = np.full(len(pixels), np.nan)
     for factor in factors:
         rows, columns = height // factor, width // factor
         features = np.zeros((RANGE_CHANNELS, -(-rows // RANGE_STRIDE), -(-columns // RANGE_STRIDE)), np.float32)
@@ -63,11 +65,13 @@ def range_pyramid(
             continue
         at = pixels if factor == 1 else (pixels + 0.5) / factor - 0.5
         residuals_m = _behind_neighbours(at, rough_m, rows, columns)
+        if factor == factors[0]:
+            behind_m = residuals_m
         some_m = np.abs(residuals_m[:: max(1, len(residuals_m) // _MAX_SCATTER_POINTS)])
         scatter_m = 1.4826 * float(np.median(some_m))
         features[0], features[2] = bin_points(at, np.arcsinh(residuals_m / _RESIDUAL_SCALE_M), rows, columns)
         features[1] = np.float32(np.arcsinh(scatter_m / _RESIDUAL_SCALE_M)) * (features[2] > 0)
-    return pyramid
+    return pyramid, behind_m
 
 
 def bin_points(
@@ -92,6 +96,19 @@ def residuals_behind_surface(
     """
     pixels, depths_m = as_compiled(pixels), as_compiled(depths_m)
     return _behind_neighbours(pixels, _behind_quadratic(pixels, depths_m, height, width), height, width)
+
+
+def nearest_by_cell(
+    pixels: NDArray[np.float64], behind_m: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float32]:
+    """The least of `behind_m`, (N,), in each cell of the feature maps, infinite without a point."""
+    return _nearest(as_compiled(pixels), behind_m, -(-height // RANGE_STRIDE), -(-width // RANGE_STRIDE))
+
+
+def read_residuals(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Back from the feature maps: means behind the surface per cell and the scatter of single readings, metres."""
+    scale = np.float32(_RESIDUAL_SCALE_M)
+    return np.asarray(scale * np.sinh(features[0])), float(scale * np.sinh(features[1].max()))
 
 
 def _behind_quadratic(
@@ -227,14 +244,31 @@ def _windows(padded: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @compiled
+def _nearest(
+    pixels: NDArray[np.float64], behind_m: NDArray[np.float64], rows: int, columns: int
+) -> NDArray[np.float32]:
+    nearest_m = np.full((rows, columns), np.float32(np.inf))
+    for index in range(len(pixels)):
+        row, column = _cell(pixels, index, rows, columns)
+        nearest_m[row, column] = min(nearest_m[row, column], np.float32(behind_m[index]))
+    return nearest_m
+
+
+@compiled
+def _cell(pixels: NDArray[np.float64], index: int, rows: int, columns: int) -> tuple[int, int]:
+    row = min(max(int(np.rint(pixels[index, 1] / RANGE_STRIDE)), 0), rows - 1)
+    column = min(max(int(np.rint(pixels[index, 0] / RANGE_STRIDE)), 0), columns - 1)
+    return row, column
+
+
+@compiled
 def _bin(
     pixels: NDArray[np.float64], values: NDArray[np.float64], rows: int, columns: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Sums of `values` and numbers of points, both (rows, columns), per cell."""
     sums, counts = np.zeros((rows, columns)), np.zeros((rows, columns), np.float32)
     for index in range(len(pixels)):
-        row = min(max(int(np.rint(pixels[index, 1] / RANGE_STRIDE)), 0), rows - 1)
-        column = min(max(int(np.rint(pixels[index, 0] / RANGE_STRIDE)), 0), columns - 1)
+        row, column = _cell(pixels, index, rows, columns)
         sums[row, column] += values[index]
         counts[row, column] += np.float32(1.0)
     return sums.astype(np.float32), counts

@@ -19,6 +19,7 @@ from cmml_ros.errors import ModelError
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.model.checkpoint import find_weights, identify
+from cmml_ros.model.dents import grow_over_dents
 from cmml_ros.model.engine import Engine, OpenVinoEngine
 from cmml_ros.model.instances import split_instances
 from cmml_ros.model.interface import INPUT_MULTIPLE
@@ -93,15 +94,23 @@ class Segmenter:
         """(H, W) probabilities of "inside the rim of an airhole" and "on such a rim".
 
         The network runs on the picture, and on a quarter and an eighth of its resolution for what is too large to be
-        seen as a whole: a coarse blob counts where finer pictures missed most of it.
+        seen as a whole: a coarse blob counts where finer pictures missed most of it. Range adds to them what it shows.
         """
         factors = [
             factor for factor in (1, *_OCTAVES) if factor == 1 or min(image.shape[:2]) // factor >= _LEAST_SIDE_PX
         ]
-        range_maps: Sequence[NDArray[np.float32] | None] = [None] * len(factors)
-        if projected is not None and self._config.use_range:
-            depths_m = projected.points_camera[:, 2]
-            range_maps = range_pyramid(projected.pixels, depths_m, image.shape[0], image.shape[1], factors)
+        if projected is None or not self._config.use_range:
+            return self._look(image, factors, [None] * len(factors))
+        depths_m = projected.points_camera[:, 2]
+        range_maps, behind_m = range_pyramid(projected.pixels, depths_m, image.shape[0], image.shape[1], factors)
+        mask, rim = self._look(image, factors, range_maps)
+        grow_over_dents(mask, rim, range_maps[0], projected.pixels, behind_m)
+        return mask, rim
+
+    def _look(
+        self, image: NDArray[np.uint8], factors: Sequence[int], range_maps: Sequence[NDArray[np.float32] | None]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the network says of the picture reduced by each of `factors`, the first of which is 1."""
         mask, rim = self._run(image, range_maps[0])
         small = image
         for factor, maps in zip(factors[1:], range_maps[1:], strict=True):
