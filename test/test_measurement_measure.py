@@ -416,6 +416,9 @@ def test_nothing_is_compiled_while_a_node_runs() -> None:
     (m,) = run([replace(mask, coverage=coverage)], ProjectedCloud(points, pixels))
     assert m.volume_m3 == expected.volume_m3
     assert count_compiled() == ready
+    bent = cloud.points_camera * (1.0 + 4.0 * cloud.points_camera[:, :1] ** 2)
+    run([mask], ProjectedCloud(bent, cloud.pixels))
+    assert count_compiled() == ready
 
 
 def test_an_airhole_alone_is_measured_as_among_others() -> None:

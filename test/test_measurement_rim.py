@@ -12,7 +12,7 @@ from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface
-from cmml_ros.measurement.rim import Rim, find_boundary_std, outline_in_image, see_rims
+from cmml_ros.measurement.rim import Rim, find_boundary_std, find_softness, outline_in_image, see_rims
 
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 800.0, 780.0, 319.5, 239.5)
@@ -133,9 +133,12 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
     distance = np.hypot(*np.meshgrid(fine, fine)) - radius
     perimeter = 2.0 * math.pi * radius
 
+    def std_of_mask(mask: InstanceMask) -> float:
+        return find_boundary_std(find_softness(mask, perimeter), perimeter, mask.boundary_std_px)
+
     def std_of(coverage: np.ndarray) -> float:
         mean = coverage.reshape(size, 8, size, 8).mean(axis=(1, 3)).astype(np.float32)
-        return find_boundary_std(InstanceMask(mean, 0, 0, 1.0), perimeter)
+        return std_of_mask(InstanceMask(mean, 0, 0, 1.0))
 
     # 8 x 8 rays a pixel: 0.0125 px over the root of 126 px of rim
     assert std_of((distance < 0.0).astype(float)) == pytest.approx(0.0125 / math.sqrt(perimeter), rel=1e-6)
@@ -146,9 +149,7 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
         np.float32
     )
     # Where a rim lies within its pixels is unknown: one pixel over the square root of twelve.
-    assert find_boundary_std(InstanceMask(whole, 0, 0, 1.0), perimeter) == pytest.approx(
-        1.0 / math.sqrt(12.0), rel=0.06
-    )
+    assert std_of_mask(InstanceMask(whole, 0, 0, 1.0)) == pytest.approx(1.0 / math.sqrt(12.0), rel=0.06)
     # What the maker of a mask says of its rims comes on top, independent of it.
     told = InstanceMask(whole, 0, 0, 1.0, boundary_std_px=0.4)
-    assert find_boundary_std(told, perimeter) == pytest.approx(math.hypot(1.0 / math.sqrt(12.0), 0.4), rel=0.03)
+    assert std_of_mask(told) == pytest.approx(math.hypot(1.0 / math.sqrt(12.0), 0.4), rel=0.03)

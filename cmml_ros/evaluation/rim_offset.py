@@ -42,11 +42,12 @@ class RimOffset:
     def between(cls, true: InstanceMask, found: InstanceMask) -> RimOffset:
         """Of a mask that was found."""
         perimeter_px = find_perimeter(found)
-        combined_px = find_boundary_std(found, perimeter_px)
+        softness_px = find_softness(found, perimeter_px)
+        combined_px = find_boundary_std(softness_px, perimeter_px, found.boundary_std_px)
         return cls(
             true.equivalent_diameter_px,
             (found.area_px - true.area_px) / find_perimeter(true),
-            find_softness(found, perimeter_px),
+            softness_px,
             math.sqrt(max(combined_px**2 - found.boundary_std_px**2, 0.0)),
             found.boundary_std_px,
         )

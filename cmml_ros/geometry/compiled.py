@@ -61,13 +61,16 @@ def select(values: NDArray[np.float64], rank: int) -> float:
         if rank < smaller:
             end = smaller
             continue
-        larger = smaller
-        for i in range(smaller, end):
+        if smaller > first:
+            first = smaller
+            continue
+        # The pivot is the least: those like it come next.
+        for i in range(first, end):
             value = values[i]
-            values[i], values[larger] = values[larger], value
-            larger += not value > pivot
-        if rank < larger:
+            values[i], values[smaller] = values[smaller], value
+            smaller += not value > pivot
+        if rank < smaller:
             break
-        first = larger
+        first = smaller
     selected: float = values[rank]
     return selected

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri, fdtrc
+from scipy.special import chdtri, fdtrc, fdtri
 
 from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.compiled import as_compiled, compiled, select
@@ -182,17 +182,18 @@ def fit_surface(
         raise SurfaceError('all points around the rim lie on one line')
     if not cosine > _MIN_COSINE:
         raise SurfaceError('the surface around the rim is seen edge-on')
-    plane = _judge(coefficients, *fitted, len(points), 3, range_noise_m)
+    plane = _judge(coefficients, *fitted, 3, range_noise_m)
     if plane.leverage > _MAX_LEVERAGE:
         raise SurfaceError('all points lie to one side of the airhole')
     aside = max(plane.leverage, 1.0)
     chosen, extrapolation = plane, math.sqrt(aside)
-    if len(points) >= _QUADRIC_POINTS and plane.curvature_p < _BEND_SIGNIFICANCE:
+    if len(points) >= _QUADRIC_POINTS and plane.curvature_f > _find_bend_limit(len(points) - 6):
         coefficients, fitted = _fit_quadric(points, sight, patch_size, origin, axes, plane.coefficients)
-        quadric = _judge(coefficients, *fitted, len(points), 6, range_noise_m)
+        quadric = _judge(coefficients, *fitted, 6, range_noise_m)
         if quadric.leverage < _MAX_QUADRIC_LEVERAGE:
-            doubted = quadric.curvature_p < _HINT_SIGNIFICANCE
-            if quadric.curvature_p < curvature_significance:
+            curvature_p = float(fdtrc(3, len(points) - 6, quadric.curvature_f))
+            doubted = curvature_p < _HINT_SIGNIFICANCE
+            if curvature_p < curvature_significance:
                 chosen, extrapolation = quadric, aside
                 doubted = aside >= _MAX_CURVED_LEVERAGE
             if doubted:  # the other one may be right as well
@@ -212,8 +213,8 @@ def fit_surface(
 class _Fit(NamedTuple):
     """What a `Surface` takes from a fit, and what the choice between plane and quadric needs.
 
-    leverage: variance of the elevation at the airhole over that of the mean of all points. curvature_p: probability of
-    so much curvature on a plane; of a plane: of the curvature that one more step would give it.
+    leverage: variance of the elevation at the airhole over that of the mean of all points. curvature_f: squared
+    curvature over its variance, F distributed on a plane; of a plane: of what one more step would give it.
     """
 
     coefficients: Array
@@ -221,7 +222,7 @@ class _Fit(NamedTuple):
     noise: float
     patch_std: float
     leverage: float
-    curvature_p: float
+    curvature_f: float
 
 
 def _judge(
@@ -233,11 +234,10 @@ def _judge(
     unscaled: Array,
     wald: float,
     patches: tuple[int, int, float, float],
-    count: int,
     terms: int,
     range_noise_m: float | None,
 ) -> _Fit:
-    """What `_refine` found with `count` points, and how far it is right."""
+    """What `_refine` found, and how far it is right."""
     if missed > _MAX_MISSED:
         raise SurfaceError('the surface around the rim is seen edge-on')
     least_variance = float(unscaled[0, 0])
@@ -246,9 +246,8 @@ def _judge(
     noise = scale if range_noise_m is None else range_noise_m
     patch_std, design_effect = _correlated_part(*patches, noise, terms)
     variance = noise**2 * design_effect
-    curvature_p = float(fdtrc(3, count - 6, wald / (3.0 * variance)))
     leverage = least_variance * weight / mean_cosine**2
-    return _Fit(coefficients, variance * unscaled, noise, patch_std * mean_cosine, leverage, curvature_p)
+    return _Fit(coefficients, variance * unscaled, noise, patch_std * mean_cosine, leverage, wald / (3.0 * variance))
 
 
 def _correlated_part(
@@ -268,6 +267,12 @@ def _correlated_part(
         return 0.0, 1.0
     variance = (chi_square - freedom) / (count * freedom / patches) * noise**2
     return math.sqrt(variance), 1.0 + variance / noise**2 * squared_counts / count
+
+
+@cache
+def _find_bend_limit(freedom: int) -> float:
+    """F that the curvature of a plane exceeds with the probability _BEND_SIGNIFICANCE."""
+    return float(fdtri(3, freedom, 1.0 - _BEND_SIGNIFICANCE))
 
 
 @cache

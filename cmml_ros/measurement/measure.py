@@ -95,12 +95,13 @@ def measure(
 def prepare() -> None:
     """Has all that is compiled in memory, so that no frame waits for it: half a minute once per machine, else a second.
 
-    Measures an airhole of 20 px in a wall of points, through a lens.
+    Measures an airhole of 20 px in a column of points, through a lens.
     """
     camera = Camera(160, 120, 160.0, 160.0, 79.5, 59.5, 'plumb_bob', (0.01, 0.0, 0.0, 0.0))
     pixels = np.stack(np.meshgrid(np.arange(2.0, 158.0, 2.0), np.arange(2.0, 118.0, 2.0)), axis=-1).reshape(-1, 2)
     offset = np.hypot(*(pixels - (79.5, 59.5)).T) / 10.0
-    points = camera.rays(pixels) * (0.3 + 0.01 * np.sqrt(np.maximum(1.0 - offset**2, 0.0)))[:, None]
+    bend = 1e-6 * (pixels[:, 0] - 79.5) ** 2
+    points = camera.rays(pixels) * (0.3 + bend + 0.01 * np.sqrt(np.maximum(1.0 - offset**2, 0.0)))[:, None]
     v, u = np.indices((24, 24))
     coverage = np.clip(10.5 - np.hypot(u - 11.5, v - 11.5), 0.0, 1.0).astype(np.float32)
     (measured,) = measure(
@@ -239,7 +240,9 @@ def _measure_one(
         return placed(Status.CUT_BY_BORDER, Status.CUT_BY_BORDER, reason='the image cuts the airhole')
 
     scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
-    boundary_std_px = config.boundary_std_px or find_boundary_std(mask, seen.perimeter_px)
+    boundary_std_px = config.boundary_std_px or find_boundary_std(
+        seen.softness_px, seen.perimeter_px, mask.boundary_std_px
+    )
     boundary_std = boundary_std_px * seen.perimeter_px / seen.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,

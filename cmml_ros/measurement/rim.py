@@ -40,19 +40,19 @@ def find_softness(mask: InstanceMask, perimeter_px: float) -> float:
 
     For a mask that falls off logistically with scale w, the sum of p (1 - p) per pixel of rim is w.
     """
-    return _doubt(as_compiled(mask.coverage)) / perimeter_px
+    return _sum_up(as_compiled(mask.coverage))[1] / perimeter_px
 
 
-def find_boundary_std(mask: InstanceMask, perimeter_px: float) -> float:
+def find_boundary_std(softness_px: float, perimeter_px: float, added_std_px: float) -> float:
     """Deviation of the rim, pixels, all around alike: how soft the mask is across it, and what its maker adds.
 
     Read as the probability that the rim lies farther out, a mask that falls off logistically with scale w puts the rim
     at a deviation of pi w / sqrt(3). An exact mask has w = 1/6, to what the places of its rim in the pixels add, which
     is no doubt; a binary one has 0, and does not tell where in its pixels the rim lies.
     """
-    beyond_exact = (find_softness(mask, perimeter_px) - _EXACT_SOFTNESS) ** 2 - _EXACT_SOFTNESS_PLAY**2 / perimeter_px
+    beyond_exact = (softness_px - _EXACT_SOFTNESS) ** 2 - _EXACT_SOFTNESS_PLAY**2 / perimeter_px
     variance = math.pi**2 / 3.0 * max(beyond_exact, 0.0) + _EXACT_STD_PX**2 / perimeter_px
-    return math.sqrt(variance + mask.boundary_std_px**2)
+    return math.sqrt(variance + added_std_px**2)
 
 
 def outline_in_image(mask: InstanceMask) -> Array:
@@ -69,6 +69,7 @@ class SeenRim(NamedTuple):
     """What the camera sees of a mask that has an area, on whatever surface it lies.
 
     coverage: (h, w), its first pixel at left, top of the image. level: the coverage at the rim. outline_px: (n, 2).
+    softness_px: see `find_softness`.
     box: first row and column, rows and columns of the smallest part of the coverage that holds all that is not zero.
     rays: (3, C + n + 1) through the corners of the pixels of that box, row by row, the outline, and the centroid.
     """
@@ -80,6 +81,7 @@ class SeenRim(NamedTuple):
     level: float
     outline_px: Array
     perimeter_px: float
+    softness_px: float
     box: tuple[int, int, int, int]
     rays: Array
 
@@ -101,14 +103,14 @@ def see_rims(masks: Sequence[InstanceMask], camera: Camera) -> list[SeenRim | No
 
 def _see_rim(mask: InstanceMask, camera: Camera) -> SeenRim | None:
     coverage = as_compiled(mask.coverage)
-    area_px, level, perimeter_px, outline_px, box, rays = _see(
+    area_px, level, perimeter_px, softness_px, outline_px, box, rays = _see(
         coverage, mask.left, mask.top, camera.fx, camera.fy, camera.cx, camera.cy
     )
     if not (math.isfinite(area_px) and area_px > 0.0):
         return None
     if camera.is_distorted:
         rays[0], rays[1] = camera.undistort(rays[0], rays[1])
-    return SeenRim(coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, box, rays)
+    return SeenRim(coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, softness_px, box, rays)
 
 
 class Rim(NamedTuple):
@@ -145,10 +147,10 @@ class Rim(NamedTuple):
 
 
 @compiled
-def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float, tuple[int, int, int, int]]:
-    """Sum of the coverage, its mean column and row, the largest, and the box of a `SeenRim`."""
+def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float, float, tuple[int, int, int, int]]:
+    """Sum of the coverage p, and of p (1 - p), its mean column and row, the largest, and the box of a `SeenRim`."""
     height, width = coverage.shape
-    total, column_sum, row_sum, peak = 0.0, 0.0, 0.0, 0.0
+    total, doubt, column_sum, row_sum, peak = 0.0, 0.0, 0.0, 0.0, 0.0
     columns = np.zeros(width)  # the largest in each
     first, last = height, -1
     for row in range(height):
@@ -156,6 +158,7 @@ def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float, 
         for column in range(width):
             share = np.float64(coverage[row, column])
             row_total += share
+            doubt += share * (1.0 - share)
             column_sum += share * column
             columns[column] = share if share > columns[column] else columns[column]
             row_peak = share if share > row_peak else row_peak
@@ -169,7 +172,7 @@ def _sum_up(coverage: NDArray[np.float32]) -> tuple[float, float, float, float, 
         left += 1
     while right > left and not columns[right - 1] > 0.0:
         right -= 1
-    return total, column_sum / total, row_sum / total, peak, (first, left, last - first + 1, right - left)
+    return total, doubt, column_sum / total, row_sum / total, peak, (first, left, last - first + 1, right - left)
 
 
 @compiled
@@ -237,17 +240,6 @@ def _trace_outline(coverage: NDArray[np.float32], left: int, top: int, level: fl
 
 
 @compiled
-def _doubt(coverage: NDArray[np.float32]) -> float:
-    """Sum of p (1 - p)."""
-    total = 0.0
-    for row in range(coverage.shape[0]):
-        for column in range(coverage.shape[1]):
-            share = np.float64(coverage[row, column])
-            total += share * (1.0 - share)
-    return total
-
-
-@compiled
 def _wind(cast: Array, count: int, origin: Array, axes: Array) -> tuple[Array, Array]:
     """The outline of a `SeenRim`, `count` of its rays cast on a surface, counter-clockwise seen from z.
 
@@ -280,14 +272,14 @@ def _perimeter(polygon: Array) -> float:
 @compiled
 def _see(
     coverage: NDArray[np.float32], left: int, top: int, fx: float, fy: float, cx: float, cy: float
-) -> tuple[float, float, float, Array, tuple[int, int, int, int], Array]:
-    """Area, level, perimeter, outline, box and rays of a `SeenRim`, seen by a camera without distortion.
+) -> tuple[float, float, float, float, Array, tuple[int, int, int, int], Array]:
+    """Area, level, perimeter, softness, outline, box and rays of a `SeenRim`, seen by a camera without distortion.
 
     No outline and no rays unless the area is finite and above zero.
     """
-    area, column, row, peak, box = _sum_up(coverage)
+    area, doubt, column, row, peak, box = _sum_up(coverage)
     if not (math.isfinite(area) and area > 0.0):
-        return area, 0.0, 0.0, np.empty((0, 2)), box, np.empty((3, 0))
+        return area, 0.0, 0.0, 0.0, np.empty((0, 2)), box, np.empty((3, 0))
     level = 0.5 * min(1.0, peak)
     outline = _trace_outline(coverage, left, top, level)
     first_row, first_column, height, width = box
@@ -301,7 +293,8 @@ def _see(
     for i in range(len(outline)):
         rays[0, corners + i], rays[1, corners + i] = (outline[i, 0] - cx) / fx, (outline[i, 1] - cy) / fy
     rays[0, -1], rays[1, -1] = (left + column - cx) / fx, (top + row - cy) / fy
-    return area, level, _perimeter(outline), outline, box, rays
+    perimeter = _perimeter(outline)
+    return area, level, perimeter, doubt / perimeter, outline, box, rays
 
 
 @compiled
