@@ -408,7 +408,7 @@ def test_nothing_is_compiled_while_a_node_runs() -> None:
     (mask,) = wall.masks
     (expected,) = run([mask], cloud)
     ready = count_compiled()
-    assert ready > 20
+    assert ready > 10  # as many are called from here; what they call in turn is not counted when it was kept on disk
     points, pixels = np.asfortranarray(cloud.points_camera), np.repeat(cloud.pixels, 2, axis=0)[::2]
     points.flags.writeable = False
     coverage = np.kron(mask.coverage, np.ones((2, 2), np.float32))[::2, ::2]
