@@ -41,6 +41,33 @@ def test_touching_airholes_are_parted_at_a_neck_where_no_rim_is_seen(left_px: fl
     assert areas_px == pytest.approx([np.pi * left_px**2, np.pi * right_px**2], rel=0.12)
 
 
+def range_maps(depth_mm: np.ndarray, noise_mm: float = 0.1) -> np.ndarray:
+    """As of `range_features` where every second cell has a reading."""
+    noisy = depth_mm + np.random.default_rng(1).normal(0.0, noise_mm, depth_mm.shape)
+    support = np.full(depth_mm.shape, 0.5)
+    support[::2, ::2] = support[2::4, 1::2] = 1.0
+    maps = np.stack([np.arcsinh(noisy), np.full_like(noisy, np.arcsinh(noise_mm)), support])
+    return maps[:, ::2, ::2].astype(np.float32)
+
+
+def cap_mm(radius: float, x: float, y: float, depth_mm: float) -> np.ndarray:
+    v, u = np.indices((120, 160))
+    return depth_mm * np.maximum(1.0 - ((u - x) ** 2 + (v - y) ** 2) / radius**2, 0.0)
+
+
+def test_a_neck_is_none_where_range_shows_one_cavity():
+    # The edge of a shadow takes two bites out of what the picture shows of one cap.
+    mask = np.maximum(disc(18.0, 60.0, 60.0), disc(18.0, 88.0, 60.0))
+    nothing = np.zeros_like(mask)
+    assert len(split_instances(mask, nothing, DetectionConfig())) == 2
+    one = range_maps(cap_mm(36.0, 74.0, 60.0, 8.0))
+    assert len(split_instances(mask, nothing, DetectionConfig(), one)) == 1
+    two = range_maps(np.maximum(cap_mm(18.0, 60.0, 60.0, 8.0), cap_mm(18.0, 88.0, 60.0, 8.0)))
+    assert len(split_instances(mask, nothing, DetectionConfig(), two)) == 2
+    noise_alone = range_maps(np.zeros_like(mask), noise_mm=20.0)
+    assert len(split_instances(mask, nothing, DetectionConfig(), noise_alone)) == 2
+
+
 def test_a_bean_a_star_and_a_slot_are_one_airhole_each():
     no_rim = np.zeros((120, 160), np.float32)
     bean = np.maximum.reduce([disc(8, 50 + 4 * step, 60 - 0.4 * step**2) for step in range(-3, 4)])

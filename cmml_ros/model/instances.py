@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from cmml_ros.config import DetectionConfig
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.model.range_features import RANGE_STRIDE
 
 # Pixels are partly covered this far to either side of the rim, no farther.
 _BAND_PX = 2.0
@@ -30,15 +31,26 @@ _NECK_RATIO = 0.9
 _LEAST_WIDTH_RATIO = 0.5
 _LEAST_HALF_WIDTH_PX = 1.5
 _NECK_LEVELS = 10
+# Range says what a neck is where so many cells of its maps have readings there, and these lie behind the surface by so
+# many deviations of their mean.
+_LEAST_READINGS = 2.0
+_PLAIN = 4.0
+_NECK_KERNEL = np.ones((5, 5), np.uint8)
 # Necks are looked for in the blob at this area: between the pixels of small ones, in no time in large ones.
 _NECK_AREA_PX = 2000.0
 
 
-def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config: DetectionConfig) -> list[InstanceMask]:
+def split_instances(
+    mask: NDArray[np.float32],
+    rim: NDArray[np.float32],
+    config: DetectionConfig,
+    range_maps: NDArray[np.float32] | None = None,
+) -> list[InstanceMask]:
     """One InstanceMask per airhole, ordered by row and column of its box.
 
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims, and
-    at necks: the cores (inside, not on the rim) grow over the mask, each to what is nearest to it.
+    at necks: the cores (inside, not on the rim) grow over the mask, each to what is nearest to it. range_maps: those of
+    `range_features`, where there are any; a neck as deep as what it parts is none.
     """
     # Pixels that touch at a corner belong together. Outlines take a tenth of the time of labels for all pixels.
     above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
@@ -59,7 +71,7 @@ def split_instances(mask: NDArray[np.float32], rim: NDArray[np.float32], config:
         if np.count_nonzero(own) < least_area_px:
             continue
         probability = mask[window]
-        owners = _part_touching(own, rim[window])
+        owners = _part_touching(own, rim[window], _enlarge(range_maps, window))
         count = int(owners.max())
         owners[(blobs != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
         for owner in range(1, count + 1):
@@ -87,11 +99,23 @@ def _grow(start: int, extent: int, length: int) -> slice:
     return slice(max(start - _MARGIN_PX, 0), min(start + extent + _MARGIN_PX, length))
 
 
-def _part_touching(own: NDArray[np.bool_], rim: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Labels 1..n of the airholes in one blob, 0 outside it."""
+def _enlarge(range_maps: NDArray[np.float32] | None, window: tuple[slice, slice]) -> NDArray[np.float32] | None:
+    """The maps, a pixel each, in a window of the picture."""
+    if range_maps is None:
+        return None
+    rows, columns = (np.arange(side.start, side.stop) // RANGE_STRIDE for side in window)
+    return range_maps[:, rows[:, None], columns]
+
+
+def _part_touching(
+    own: NDArray[np.bool_], rim: NDArray[np.float32], range_maps: NDArray[np.float32] | None
+) -> NDArray[np.int32]:
+    """Labels 1..n of the airholes in one blob, 0 outside it. range_maps: (3, h, w)."""
     owners = _part_along_rims(own, rim)
     for owner in range(1, int(owners.max()) + 1):
         pieces = _part_at_necks(owners == owner)
+        if range_maps is not None and pieces.max() > 1:
+            pieces = _join_dents(pieces, range_maps)
         owners[pieces > 1] = int(owners.max()) - 1 + pieces[pieces > 1]
     return owners
 
@@ -140,6 +164,29 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
         return whole
     grown = cv2.resize(_grow_cores(parts, keep).astype(np.uint8), own.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return np.where(own, grown, 0).astype(np.int32)
+
+
+def _join_dents(pieces: NDArray[np.int32], range_maps: NDArray[np.float32]) -> NDArray[np.int32]:
+    """`pieces`, (h, w), those joined between which range sees no wall: the neck is deeper than the median of either.
+
+    The edge of a shadow in an airhole looks like a neck, too.
+    """
+    behind, scatter, support = range_maps
+    count = int(pieces.max())
+    numbers = np.arange(count + 1)
+    for one in range(1, count):
+        for other in range(one + 1, count + 1):
+            first, second = pieces == one, pieces == other
+            near_first, near_second = (cv2.dilate(part.view(np.uint8), _NECK_KERNEL) > 0 for part in (first, second))
+            neck = (near_first & second) | (near_second & first)
+            readings = int((neck & (support == 1.0)).sum()) / RANGE_STRIDE**2
+            if readings < _LEAST_READINGS:
+                continue
+            depth = float(np.median(behind[neck]))
+            plain = _PLAIN * float(scatter.max()) / np.sqrt(readings)
+            if depth > max(plain, float(np.median(behind[first])), float(np.median(behind[second]))):
+                numbers[numbers == numbers[other]] = numbers[one]
+    return np.unique(numbers, return_inverse=True)[1].astype(np.int32)[pieces]
 
 
 def _grow_cores(labels: NDArray[np.int32], keep: NDArray[np.intp]) -> NDArray[np.int32]:

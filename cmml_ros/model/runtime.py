@@ -85,8 +85,8 @@ class Segmenter:
 
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
-        mask, rim = self.probabilities(image, projected)
-        return settle_rims(split_instances(mask, rim, self._config), image)
+        mask, rim, range_maps = self._find(image, projected)
+        return settle_rims(split_instances(mask, rim, self._config, range_maps), image)
 
     def probabilities(
         self, image: NDArray[np.uint8], projected: ProjectedCloud | None
@@ -96,16 +96,23 @@ class Segmenter:
         The network runs on the picture, and on a quarter and an eighth of its resolution for what is too large to be
         seen as a whole: a coarse blob counts where finer pictures missed most of it. Range adds to them what it shows.
         """
+        mask, rim, _ = self._find(image, projected)
+        return mask, rim
+
+    def _find(
+        self, image: NDArray[np.uint8], projected: ProjectedCloud | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """The same, and the range maps of the picture where there is range."""
         factors = [
             factor for factor in (1, *_OCTAVES) if factor == 1 or min(image.shape[:2]) // factor >= _LEAST_SIDE_PX
         ]
         if projected is None or not self._config.use_range:
-            return self._look(image, factors, [None] * len(factors))
+            return *self._look(image, factors, [None] * len(factors)), None
         depths_m = projected.points_camera[:, 2]
         range_maps, behind_m = range_pyramid(projected.pixels, depths_m, image.shape[0], image.shape[1], factors)
         mask, rim = self._look(image, factors, range_maps)
         grow_over_dents(mask, rim, range_maps[0], projected.pixels, behind_m)
-        return mask, rim
+        return mask, rim, range_maps[0]
 
     def _look(
         self, image: NDArray[np.uint8], factors: Sequence[int], range_maps: Sequence[NDArray[np.float32] | None]
