@@ -112,3 +112,11 @@ def test_memory_does_not_grow_with_time():
     assert pooled.rows.shape == (192, 5)
     assert pooled.rows.nbytes == 192 * 5 * 4
     np.testing.assert_array_equal(pooled.rows[:100], view.rows)
+
+
+@pytest.mark.parametrize(
+    ('outline', 'area_m2'),
+    [(np.zeros((64, 3)), AREA_M2), (make_outline()[:2], AREA_M2), (make_outline(), float('nan'))],
+)
+def test_a_rim_without_area_has_no_cavity(outline: Array, area_m2: float):
+    assert read_cap(20, 1).measure(outline, area_m2, POINT_READINGS) is None

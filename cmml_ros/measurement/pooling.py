@@ -83,7 +83,7 @@ class CavityReadings:
         )
 
     def measure(self, outline: Array, area_m2: float, config: MeasurementConfig) -> PooledCavity | None:
-        """The cavity within a rim of that shape and that area; None when no reading lies within.
+        """The cavity within a rim of that shape and that area; None when no reading lies within, or there is no area.
 
         outline: (n, 3) from the centroid. The prior on the depth counts with fewer readings than `config.min_points`.
         """
@@ -91,6 +91,8 @@ class CavityReadings:
         drawn_m2 = 0.5 * float(np.sum(rim[:, 0] * np.roll(rim[:, 1], -1) - rim[:, 1] * np.roll(rim[:, 0], -1)))
         if drawn_m2 < 0.0:
             rim, drawn_m2 = rim[::-1], -drawn_m2
+        if not (drawn_m2 > 0.0 and area_m2 > 0.0):
+            return None
         rim = rim * math.sqrt(area_m2 / drawn_m2)
         places, areas = _fill(rim)
         centre = areas @ places / area_m2
