@@ -177,7 +177,8 @@ def fit_surface(
         raise SurfaceError(f'{len(points)} points around the rim are no surface')
     sight = as_compiled(sight)
     points, patch_size = as_compiled(points), 0.5 * patch_angle_rad
-    spread, cosine, origin, axes, coefficients, fitted = _fit_plane(points, sight, patch_size)
+    origin, axes, coefficients = np.empty(3), np.empty((3, 3)), np.zeros(6)
+    spread, cosine, fitted = _fit(points, sight, patch_size, 3, origin, axes, coefficients)
     if not spread > _MIN_ASPECT**2:
         raise SurfaceError('all points around the rim lie on one line')
     if not cosine > _MIN_COSINE:
@@ -188,7 +189,8 @@ def fit_surface(
     aside = max(plane.leverage, 1.0)
     chosen, extrapolation = plane, math.sqrt(aside)
     if len(points) >= _QUADRIC_POINTS and plane.curvature_f > _find_bend_limit(len(points) - 6):
-        coefficients, fitted = _fit_quadric(points, sight, patch_size, origin, axes, plane.coefficients)
+        coefficients = plane.coefficients.copy()
+        _, _, fitted = _fit(points, sight, patch_size, 6, origin, axes, coefficients)
         quadric = _judge(coefficients, *fitted, 6, range_noise_m)
         if quadric.leverage < _MAX_QUADRIC_LEVERAGE:
             curvature_p = float(fdtrc(3, len(points) - 6, quadric.curvature_f))
@@ -737,24 +739,16 @@ def _refine(
 
 
 @compiled
-def _fit_plane(
-    points: Array, sight: Array, patch_size: float
-) -> tuple[
-    float, float, Array, Array, Array, tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]
-]:
-    """What `_start_plane` returns, coefficients of the plane, and what `_refine` returns."""
-    directions, ranges, patches, patch_count = _see_ring(points, sight, patch_size)
-    spread, cosine, origin, axes = _start_plane(directions, ranges, sight)
-    coefficients = np.zeros(6)
-    fitted = _refine(coefficients, origin, axes, directions, ranges, patches, patch_count, 3)
-    return spread, cosine, origin, axes, coefficients, fitted
+def _fit(
+    points: Array, sight: Array, patch_size: float, terms: int, origin: Array, axes: Array, coefficients: Array
+) -> tuple[float, float, tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]]:
+    """Writes the plane, 3 terms, or the quadric that is near the plane given, 6 terms.
 
-
-@compiled
-def _fit_quadric(
-    points: Array, sight: Array, patch_size: float, origin: Array, axes: Array, plane: Array
-) -> tuple[Array, tuple[float, float, float, float, Array, float, tuple[int, int, float, float]]]:
-    """Coefficients of the quadric near a plane with those, and what `_refine` returns."""
+    Returns spread and cosine as `_start_plane` does (of a quadric: 1), and what `_refine` returns.
+    """
     directions, ranges, patches, patch_count = _see_ring(points, sight, patch_size)
-    coefficients = plane.copy()
-    return coefficients, _refine(coefficients, origin, axes, directions, ranges, patches, patch_count, 6)
+    spread, cosine = 1.0, 1.0
+    if terms == 3:
+        spread, cosine, origin[:], axes[:] = _start_plane(directions, ranges, sight)
+    fitted = _refine(coefficients, origin, axes, directions, ranges, patches, patch_count, terms)
+    return spread, cosine, fitted
