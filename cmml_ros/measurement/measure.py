@@ -130,18 +130,19 @@ def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
 class _PointMap:
     """The usable points, tile by tile along rows of tiles, and in a tile in the order of the cloud.
 
-    points: (N, 3) camera frame, pixels: (2, N) u and v where they project to. starts: (rows, columns + 1) where a tile
-    begins.
+    points: (M, 3) camera frame, all of the cloud. numbers: (N,) which of these are usable, pixels: (2, N) u and v where
+    they project to. starts: (rows, columns + 1) where a tile begins.
     """
 
     points: Array
+    numbers: NDArray[np.int32]
     pixels: Array
     starts: NDArray[np.int64]
 
     @classmethod
     def from_cloud(cls, projected: ProjectedCloud, camera: Camera) -> _PointMap:
         points, pixels = as_compiled(projected.points_camera), as_compiled(projected.pixels)
-        return cls(*_sort_by_tile(points, pixels, camera.width, camera.height))
+        return cls(points, *_sort_by_tile(points, pixels, camera.width, camera.height))
 
 
 class _Ring(NamedTuple):
@@ -363,6 +364,7 @@ def _fit_around(
         right, bottom = ring.rim.left + across + margin, ring.rim.top + height + margin
         found = _select_ring(
             points.points,
+            points.numbers,
             points.pixels,
             points.starts,
             (left, top, right - left, bottom - top),
@@ -416,6 +418,7 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
     """
     return _select_inside(
         points.points,
+        points.numbers,
         points.pixels,
         points.starts,
         rim.coverage,
@@ -426,8 +429,10 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
 
 
 @compiled
-def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tuple[Array, Array, NDArray[np.int64]]:
-    """The fields of a `_PointMap`."""
+def _sort_by_tile(
+    points: Array, pixels: Array, width: int, height: int
+) -> tuple[NDArray[np.int32], Array, NDArray[np.int64]]:
+    """The fields of a `_PointMap` but the first."""
     columns, rows = width // _TILE_PX + 1, height // _TILE_PX + 1
     tiles = np.empty(len(points), np.int32)
     counts = np.zeros(columns * rows + 1, np.int64)
@@ -436,7 +441,7 @@ def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tupl
         tiles[i] = -1
         if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
             x, y, z = points[i]
-            if z > 0.0 and math.isfinite(x) and math.isfinite(y) and math.isfinite(z):
+            if z > 0.0 and math.isfinite(x + y + z):
                 tiles[i] = int(v + 0.5) // _TILE_PX * columns + int(u + 0.5) // _TILE_PX
                 counts[tiles[i] + 1] += 1
     starts = np.empty((rows, columns + 1), np.int64)
@@ -445,14 +450,14 @@ def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tupl
     for row in range(rows):
         for column in range(columns + 1):
             starts[row, column] = counts[row * columns + column]
-    sorted_points, sorted_pixels = np.empty((counts[-1], 3)), np.empty((2, counts[-1]))
+    numbers, sorted_pixels = np.empty(counts[-1], np.int32), np.empty((2, counts[-1]))
     for i in range(len(points)):
         if tiles[i] >= 0:
             at = counts[tiles[i]]
             counts[tiles[i]] += 1
-            sorted_points[at, 0], sorted_points[at, 1], sorted_points[at, 2] = points[i]
+            numbers[at] = i
             sorted_pixels[0, at], sorted_pixels[1, at] = pixels[i]
-    return sorted_points, sorted_pixels, starts
+    return numbers, sorted_pixels, starts
 
 
 @compiled
@@ -556,6 +561,7 @@ def _is_near(u: int, v: int, edge: NDArray[np.int64], reach_px: float) -> bool:
 @compiled
 def _select_ring(
     points: Array,
+    numbers: NDArray[np.int32],
     pixels: Array,
     starts: NDArray[np.int64],
     box: tuple[int, int, int, int],
@@ -597,21 +603,22 @@ def _select_ring(
         if _chamfer(u - edge[0, first], v - edge[1, first]) <= reach_px or _is_near(u, v, edge, reach_px):
             found[count] = number
             count += 1
-    return _take(points, found[:count][:: count // max_points + 1])
+    return _take(points, numbers, found[:count][:: count // max_points + 1])
 
 
 @compiled
-def _take(points: Array, numbers: NDArray[np.int64]) -> Array:
-    taken = np.empty((len(numbers), 3))
-    for i in range(len(numbers)):
+def _take(points: Array, numbers: NDArray[np.int32], chosen: NDArray[np.int64]) -> Array:
+    taken = np.empty((len(chosen), 3))
+    for i in range(len(chosen)):
         for axis in range(3):
-            taken[i, axis] = points[numbers[i], axis]
+            taken[i, axis] = points[numbers[chosen[i]], axis]
     return taken
 
 
 @compiled
 def _select_inside(
     points: Array,
+    numbers: NDArray[np.int32],
     pixels: Array,
     starts: NDArray[np.int64],
     coverage: NDArray[np.float32],
@@ -637,4 +644,4 @@ def _select_inside(
                 if upper * (1.0 - share_v) + lower * share_v >= least:
                     found[count] = number
                     count += 1
-    return _take(points, found[:count][::1])
+    return _take(points, numbers, found[:count][::1])
