@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_what_cannot_be_matched_is_refused(registrar: Registrar, close: Frame):
     behind = SE3.from_rotation_vector((0.0, math.pi, 0.0), np.zeros(3))
     with pytest.raises(PoseError, match='outside the picture'):
         registrar.refine(close.image, close.camera, close.cloud, behind @ close.T_camera_lidar)
+
+
+def test_a_sweep_all_around_is_refused_in_little_memory(registrar: Registrar, close: Frame):
+    # As of a spinning LiDAR in a room: directions at right angles to where most points lie have no end of a tangent.
+    rng = np.random.default_rng(2)
+    azimuth, elevation = rng.uniform(-np.pi, np.pi, 40_000), rng.uniform(-0.4, 0.3, 40_000)
+    rays = np.column_stack([np.cos(azimuth), np.sin(azimuth), np.tan(elevation)])
+    room = Cloud(rays * np.minimum(4.0 / np.abs(rays[:, :2]).max(axis=1), 3.0 / np.abs(rays[:, 2]))[:, None])
+    tracemalloc.start()
+    try:
+        with pytest.raises(PoseError):
+            registrar.refine(close.image, close.camera, room, SE3.identity())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 300e6
 
 
 def inspect(frame: Frame, mode: str, T_camera_lidar: SE3 | None, count: int = 1):

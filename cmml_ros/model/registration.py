@@ -39,6 +39,8 @@ _MAX_POINT_STD = 0.02
 _SMOOTHED_NOISE_M = (0.002, 0.05)
 _DOUBLING_NOISE_M = 0.01
 _VIRTUAL_FOCAL_PX = 500.0
+# Cosine of the angle to its line of sight up to which a flat view holds points: tangents beyond have no end.
+_LEAST_AHEAD = 0.3
 _ROLLS_RAD = (0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi)
 
 
@@ -242,7 +244,7 @@ def _smooth_range(points: Array) -> tuple[Array, float]:
     """
     T_view_lidar = _look_from_sensor(points)[0]
     inside = T_view_lidar.apply(points)
-    ahead = inside[:, 2] > 1e-3
+    ahead = inside[:, 2] > _LEAST_AHEAD * np.linalg.norm(inside, axis=1)
     depths_m = inside[ahead, 2]
     if len(depths_m) < _MIN_POINTS:
         return points, 0.0
