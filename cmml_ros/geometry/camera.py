@@ -102,7 +102,6 @@ class Camera:
         from cmml_ros.geometry.compiled import as_compiled  # numba, as in `_undistort`
         from cmml_ros.geometry.lens import project_seen
 
-        equidistant = self.model == 'equidistant'
         return project_seen(
             as_compiled(_check_columns(points_source, 3, 'points_source')),
             as_compiled(T_camera_source.rotation),
@@ -110,8 +109,8 @@ class Camera:
             np.array([self.fx, self.fy, self.cx, self.cy]),
             (self.width, self.height),
             np.array(self._coefficients),
-            equidistant,
-            self._radial.limit if equidistant or any(self.distortion) else math.inf,
+            self.model == 'equidistant',
+            self._radial.limit if self.is_distorted else math.inf,
         )
 
     def contains(self, pixels: ArrayLike) -> NDArray[np.bool_]:

@@ -61,7 +61,7 @@ def grow_over_dents(
     for index in touched:
         window = _window(boxes[index], inside.shape)
         own = owners[window] == index
-        free = own | (owners[window] == 0)
+        free = owners[window] == 0
         part = _find_part(own, free, relief.depth_m[window], relief.plain[window], clearance_m[window], relief)
         if part is not None:
             _draw(own | part, part, window, mask, rim)
@@ -83,11 +83,13 @@ class _Relief:
     @classmethod
     def read(cls, range_maps: Floats) -> _Relief | None:
         """None where points are too sparse."""
-        residual_m, noise_m = read_residuals(range_maps)
         support = range_maps[2]
         read, covered = support == 1.0, int((support > 0.0).sum())
         spacing = math.sqrt(covered / max(int(read.sum()), 1))
-        if not 0.0 < spacing <= _MAX_SPACING_CELLS or noise_m == 0.0:
+        if not 0.0 < spacing <= _MAX_SPACING_CELLS:
+            return None
+        residual_m, noise_m = read_residuals(range_maps)
+        if noise_m == 0.0:
             return None
         weights = read.astype(np.float32)
         total, weighted, squared = (
@@ -146,7 +148,6 @@ def _find_part(
     dent = own | (free & plain & clear & (depth_m > level_m) & (away <= _reach(own.sum())))
     _, pieces = cv2.connectedComponents(dent.view(np.uint8), connectivity=4)
     extra = np.isin(pieces, np.unique(pieces[own])) & ~own
-    extra &= pieces > 0
     core = extra & (cv2.dilate(own.view(np.uint8), relief.gap) == 0)
     if core.sum() < _LEAST_CELLS:
         return None

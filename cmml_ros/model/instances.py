@@ -71,7 +71,7 @@ def split_instances(
         if np.count_nonzero(own) < least_area_px:
             continue
         probability = mask[window]
-        owners = _part_touching(own, rim[window], _enlarge(range_maps, window))
+        owners = _part_touching(own, rim[window], range_maps, window)
         count = int(owners.max())
         owners[(blobs != 0) & (owners == 0)] = count + 1  # other blobs keep their pixels
         for owner in range(1, count + 1):
@@ -99,23 +99,18 @@ def _grow(start: int, extent: int, length: int) -> slice:
     return slice(max(start - _MARGIN_PX, 0), min(start + extent + _MARGIN_PX, length))
 
 
-def _enlarge(range_maps: NDArray[np.float32] | None, window: tuple[slice, slice]) -> NDArray[np.float32] | None:
-    """The maps, a pixel each, in a window of the picture."""
-    if range_maps is None:
-        return None
-    rows, columns = (np.arange(side.start, side.stop) // RANGE_STRIDE for side in window)
-    return range_maps[:, rows[:, None], columns]
-
-
 def _part_touching(
-    own: NDArray[np.bool_], rim: NDArray[np.float32], range_maps: NDArray[np.float32] | None
+    own: NDArray[np.bool_],
+    rim: NDArray[np.float32],
+    range_maps: NDArray[np.float32] | None,
+    window: tuple[slice, slice],
 ) -> NDArray[np.int32]:
-    """Labels 1..n of the airholes in one blob, 0 outside it. range_maps: (3, h, w)."""
+    """Labels 1..n of the airholes in one blob, 0 outside it. own, rim: (h, w), in `window` of the picture."""
     owners = _part_along_rims(own, rim)
     for owner in range(1, int(owners.max()) + 1):
         pieces = _part_at_necks(owners == owner)
         if range_maps is not None and pieces.max() > 1:
-            pieces = _join_dents(pieces, range_maps)
+            pieces = _join_dents(pieces, range_maps, window)
         owners[pieces > 1] = int(owners.max()) - 1 + pieces[pieces > 1]
     return owners
 
@@ -166,12 +161,15 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
     return np.where(own, grown, 0).astype(np.int32)
 
 
-def _join_dents(pieces: NDArray[np.int32], range_maps: NDArray[np.float32]) -> NDArray[np.int32]:
+def _join_dents(
+    pieces: NDArray[np.int32], range_maps: NDArray[np.float32], window: tuple[slice, slice]
+) -> NDArray[np.int32]:
     """`pieces`, (h, w), those joined between which range sees no wall: the neck is deeper than the median of either.
 
     The edge of a shadow in an airhole looks like a neck, too.
     """
-    behind, scatter, support = range_maps
+    rows, columns = (np.arange(side.start, side.stop) // RANGE_STRIDE for side in window)
+    behind, scatter, support = range_maps[:, rows[:, None], columns]
     count = int(pieces.max())
     numbers = np.arange(count + 1)
     for one in range(1, count):
