@@ -76,8 +76,14 @@ class Outcome:
 class Bench:
     """A robot in this process and an inspection in another."""
 
-    def __init__(self, *arguments: str, known_segmenter: bool = True, inspect: bool = True) -> None:
-        self._known_segmenter = known_segmenter
+    def __init__(
+        self,
+        *arguments: str,
+        known_segmenter: bool = True,
+        segmenter_duration_s: float = 0.0,
+        inspect: bool = True,
+    ) -> None:
+        self._segmenter = {'known_segmenter': known_segmenter, 'segmenter_duration_s': segmenter_duration_s}
         self.context = Context()
         rclpy.init(context=self.context)
         self.robot = Robot(self.context)
@@ -99,7 +105,7 @@ class Bench:
 
     def launch_inspection(self, *arguments: str) -> NodeProcess:
         """A node that begins to start."""
-        self.nodes.append(NodeProcess('inspection_node', *arguments, known_segmenter=self._known_segmenter))
+        self.nodes.append(NodeProcess('inspection_node', *arguments, **self._segmenter))
         return self.nodes[-1]
 
     def await_connection(self, readers: int = 1) -> None:
@@ -406,7 +412,7 @@ def qos_mismatch(bench: Bench, seconds: float) -> Outcome:
 
 
 def overload(bench: Bench, seconds: float) -> Outcome:
-    """Pictures at 50 Hz for an inspection that makes 5."""
+    """Pictures at 50 Hz for an inspection that makes 5: two at a time, 0.4 s each, on every machine."""
     bench.robot.mount()
     stamps = bench.stream(seconds, rate_hz=50.0)
     time.sleep(2.0)
@@ -586,7 +592,10 @@ FAULTS: dict[str, Callable[[Bench, float], Outcome]] = {
 
 def provoke(name: str, seconds: float) -> Outcome:
     """One fault on a bench of its own."""
-    bench = Bench(known_segmenter=name != node_killed.__name__)
+    bench = Bench(
+        known_segmenter=name != node_killed.__name__,
+        segmenter_duration_s=0.4 if name == overload.__name__ else 0.0,
+    )
     try:
         return FAULTS[name](bench, seconds)
     finally:

@@ -53,15 +53,19 @@ TIMEOUT_S = 30.0  # on a loaded machine; nothing waits that long when all is wel
 
 
 class ThresholdSegmenter:
+    """Every dark blob; `duration_s` later than it could, for those who need to know how fast an inspection is."""
+
     model_id = 'threshold'
     device = 'cpu'
     parallel = 2
     matcher = None
+    duration_s = 0.0
 
     def __init__(self, *_: object) -> None:
         pass
 
     def segment(self, image: NDArray[np.uint8], *_: object) -> list[InstanceMask]:
+        time.sleep(self.duration_s)
         _, labels, boxes, _ = cv2.connectedComponentsWithStats((image[:, :, 0] < 90).astype(np.uint8))
         return [
             InstanceMask((labels[top : top + h, left : left + w] == label).astype(np.float32), left, top, 0.875)
@@ -265,6 +269,7 @@ _KNOWN_SEGMENTER = f"""
 import sys
 sys.path.append({str(Path(__file__).parent)!r})
 import robot
+robot.ThresholdSegmenter.duration_s = {{duration_s}}
 robot.know_airholes()
 from cmml_ros.nodes.inspection_node import main
 sys.exit(main())
@@ -274,9 +279,12 @@ sys.exit(main())
 class NodeProcess:
     """A node in a process of its own, with the arguments of `ros2 run`; what it says is kept in `lines`."""
 
-    def __init__(self, name: str, *arguments: str, known_segmenter: bool = False) -> None:
+    def __init__(
+        self, name: str, *arguments: str, known_segmenter: bool = False, segmenter_duration_s: float = 0.0
+    ) -> None:
         self.lines: list[str] = []
-        command = ['-c', _KNOWN_SEGMENTER] if known_segmenter else ['-m', f'cmml_ros.nodes.{name}']
+        code = _KNOWN_SEGMENTER.format(duration_s=segmenter_duration_s)
+        command = ['-c', code] if known_segmenter else ['-m', f'cmml_ros.nodes.{name}']
         self.process = subprocess.Popen(
             [sys.executable, *command, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True
         )

@@ -68,10 +68,10 @@ def check_qos_mismatch(outcome: Outcome) -> None:
 def check_overload(outcome: Outcome) -> None:
     facts = outcome.facts
     assert facts['in order']
-    assert facts['behind'] > 0
+    assert facts['behind'] > 0.5 * outcome.sent  # nine in ten
     # A frame is inspected, passed over and counted, or still on its way when the counts were taken.
     assert abs(facts['received'] - facts['results'] - facts['behind']) <= 25
-    assert facts['age_s'] < 10.0
+    assert facts['age_s'] < 2.0  # half a second on a quiet machine
 
 
 def check_large_images(outcome: Outcome) -> None:
