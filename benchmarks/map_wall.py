@@ -8,11 +8,12 @@ Detections are drawn from the truth with the errors of a depth camera; nothing i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,8 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.defect_map import DefectMap, MapEntry
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.pooling import CavityReadings
+from cmml_ros.measurement.shape_prior import EllipsoidCap
 
 Array = NDArray[np.float64]
 
@@ -307,8 +310,25 @@ def judge(wall: Wall, result: Survey, largest_area_ratio: float = math.inf) -> F
     )
 
 
-def time_update(known: int, views: int, repetitions: int = 10) -> float:
-    """Median CPU seconds of one update with `views` airholes of a map that holds `known`."""
+def read_cap(
+    diameter_m: float, depth_m: float, count: int, pose: SE3, generator: np.random.Generator
+) -> CavityReadings:
+    """What `count` readings of a depth camera say about the cap of an airhole, measured in the frame of the camera."""
+    radii, angles = diameter_m / 2 * np.sqrt(generator.random(count)), generator.uniform(0.0, 2.0 * np.pi, count)
+    entries = np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])
+    drifts = np.tile(generator.normal(0.0, 0.1, 2), (count, 1))
+    depths = EllipsoidCap(diameter_m / 2, depth_m).trace(entries, drifts)[0] + generator.normal(0.0, RAY_M, count)
+    axes = pose.inverse().rotation[:, :2].T
+    readings = CavityReadings.of_view(axes, entries, drifts, depths, RAY_M, np.pi / 4 * diameter_m**2)
+    assert readings is not None
+    return readings
+
+
+def time_update(known: int, views: int, readings: int = 0, repetitions: int = 10) -> tuple[float, float]:
+    """Median CPU seconds of one update with `views` airholes of a map that holds `known`, and of telling it after that.
+
+    readings: that fell into each airhole in each view, to be pooled.
+    """
     side = math.ceil(math.sqrt(known))
     pitch = 0.02
     places = np.array([[pitch * (i % side), pitch * (i // side), 0.0] for i in range(known)])
@@ -317,22 +337,37 @@ def time_update(known: int, views: int, repetitions: int = 10) -> float:
     generator = np.random.default_rng(0)
     defect_map = DefectMap(MapConfig())
     facing = np.diag([1.0, -1.0, -1.0])
-    far = SE3(facing, np.array([0.0, 0.0, DISTANCE_M]))
     pixel = np.array([CAMERA.cx, CAMERA.cy])
-    defect_map.add([measure_view(wall, index, pixel, True, far, generator) for index in range(known)], far, 0, 'camera')
+
+    def measure_all(indices: Sequence[int], pose: SE3) -> list[Defect]:
+        defects = [measure_view(wall, index, pixel, True, pose, generator) for index in indices]
+        if not readings:
+            return defects
+        filled = [read_cap(sizes[index], wall.depths_m[index], readings, pose, generator) for index in indices]
+        return [
+            dataclasses.replace(defect, measurement=dataclasses.replace(defect.measurement, readings=each))
+            for defect, each in zip(defects, filled, strict=True)
+        ]
+
+    far = SE3(facing, np.array([0.0, 0.0, DISTANCE_M]))
+    defect_map.add(measure_all(range(known), far), far, 0, 'camera')
+    defect_map.snapshot()
     frame_side = math.ceil(math.sqrt(views))
-    seconds = []
+    updating, telling = [], []
     for repetition in range(repetitions):
         first = repetition * 3 + side // 3 * (side + 1)
         indices = [first + i % frame_side + side * (i // frame_side) for i in range(views)]
         centre = places[indices].mean(axis=0)
         pose = SE3(facing, np.array([centre[0], centre[1], DISTANCE_M]))
-        defects = [measure_view(wall, index, pixel, True, pose, generator) for index in indices]
+        defects = measure_all(indices, pose)
         started = time.thread_time()
         ids = defect_map.add(defects, pose, repetition, 'camera', CAMERA)
-        seconds.append(time.thread_time() - started)
+        updated = time.thread_time()
+        defect_map.snapshot()
+        updating.append(updated - started)
+        telling.append(time.thread_time() - updated)
         assert ids == [index + 1 for index in indices]
-    return float(np.median(seconds))
+    return float(np.median(updating)), float(np.median(telling))
 
 
 def main() -> int:
@@ -361,9 +396,11 @@ def main() -> int:
             f'| {sum(one.merged for one in figures) / airholes:.1%} '
             f'| {np.mean([one.volume_gain for one in figures]):.2f} | {coverage} |'
         )
-    print('\n| airholes known | views | CPU time of an update |\n|---|---|---|')
-    for known, views in ((1_000, 100), (10_000, 100), (100_000, 100)):
-        print(f'| {known} | {views} | {1e3 * time_update(known, views):.1f} ms |')
+    print('\n| airholes known | views | readings of each | CPU time of an update | of inferring what it changed |')
+    print('|---|---|---|---|---|')
+    for known, views, readings in ((1_000, 100, 0), (10_000, 100, 0), (10_000, 100, 20), (100_000, 100, 0)):
+        updating, telling = time_update(known, views, readings)
+        print(f'| {known} | {views} | {readings} | {1e3 * updating:.1f} ms | {1e3 * telling:.1f} ms |')
     return 0
 
 

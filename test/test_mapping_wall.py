@@ -67,7 +67,8 @@ def test_the_same_frames_give_the_same_map(map_wall: ModuleType):
 
 def test_an_update_of_ten_thousand_airholes_takes_less_than_a_frame(map_wall: ModuleType):
     # 20 ms is the aim on an idle core; twice that still tells a quadratic algorithm on a busy machine.
-    assert map_wall.time_update(10_000, 100, repetitions=5) < 0.040
+    updating_s, _ = map_wall.time_update(10_000, 100, readings=20, repetitions=5)
+    assert updating_s < 0.040
 
 
 def test_a_part_at_the_border_joins_the_whole_that_is_seen_later(map_wall: ModuleType):

@@ -37,6 +37,26 @@ def read_cap(
     return Readings(entries, drifts, depths + noise_m * rng.standard_normal(count), noise_m)
 
 
+def test_a_rim_alone_tells_the_opening() -> None:
+    # An ellipse of 8 x 4 mm, turned by 30 degrees, 1 mm beside the origin: a circle of 4 sqrt(2) mm.
+    angle, turn = np.linspace(0.0, 2.0 * math.pi, 400, endpoint=False), math.radians(30.0)
+    along, across = np.array([math.cos(turn), math.sin(turn)]), np.array([-math.sin(turn), math.cos(turn)])
+    ellipse = 0.004 * np.cos(angle)[:, None] * along + 0.002 * np.sin(angle)[:, None] * across
+    opening, centre, to_circle = Opening.from_rim(ellipse + np.array([0.001, 0.0]))
+    assert opening.radius == pytest.approx(0.002 * math.sqrt(2.0), rel=1e-4)
+    assert centre == pytest.approx((0.001, 0.0), abs=1e-9)
+    np.testing.assert_allclose(np.hypot(*(ellipse @ to_circle.T).T), opening.radius, rtol=1e-3)
+    np.testing.assert_allclose(opening.rim_stretch, 1.0, rtol=1e-3)
+    # All of the area, spread over the cells as over those of a circle of pixels.
+    assert opening.cell_areas.sum() == pytest.approx(math.pi * 0.004 * 0.002, rel=1e-4)
+    shares = opening.cell_areas / opening.cell_areas.sum()
+    expected = make_opening().cell_areas / make_opening().cell_areas.sum()
+    inner = shape_prior._grid().places
+    for ring in (0.0, 0.4, 0.8):
+        within = np.hypot(*inner) < ring + 0.3
+        assert shares[within].sum() == pytest.approx(expected[within].sum(), abs=0.02)
+
+
 @given(ratio=st.floats(0.05, 2.0))
 def test_cap_volume_is_the_integral_of_its_depth(ratio: float) -> None:
     cap = EllipsoidCap(1.0, ratio)

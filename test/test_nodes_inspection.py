@@ -49,7 +49,10 @@ from cmml_ros.analyze import analyze
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
 from cmml_ros.config import InspectorConfig
+from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.nodes import worker
 from cmml_ros.nodes.messages import make_header, make_image
+from cmml_ros.nodes.publishers import InspectionPublishers
 
 
 def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Robot) -> None:
@@ -94,6 +97,45 @@ def test_the_same_airhole_seen_again_keeps_its_id(robot: Robot) -> None:
         robot.await_messages('defects', index + 1)
     assert len({defect.id for message in robot.received['defects'] for defect in message.defects}) == 1
     robot.await_map([3])
+
+
+def test_airholes_are_inferred_when_the_map_is_told_or_saved_not_at_each_frame(
+    robot: Robot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_entries, inferred = DefectMap._make_entries, []
+
+    def count(defect_map: DefectMap, rows: list[int]) -> None:
+        inferred.extend(rows)
+        make_entries(defect_map, rows)
+
+    monkeypatch.setattr(DefectMap, '_make_entries', count)
+    monkeypatch.setattr(worker, '_MAP_PERIOD_S', 3600.0)
+    robot.mount()
+    for index in range(3):
+        robot.send(START_NS + index * 10**8, map_x_m=0.25)
+        robot.await_messages('markers', index + 1)
+    assert inferred == []
+    (entry,) = robot.node._worker.snapshot().entries
+    assert (entry.observations, inferred) == (3, [0])
+    assert robot.node._worker.snapshot().entries == (entry,)
+    assert inferred == [0]
+
+
+def test_a_map_that_takes_long_to_tell_is_told_less_often(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_map, told_s = InspectionPublishers.publish_map, []
+
+    def tell(*arguments: Any) -> None:
+        told_s.append(time.monotonic())
+        time.sleep(0.2)
+        publish_map(*arguments)
+
+    monkeypatch.setattr(InspectionPublishers, 'publish_map', tell)
+    robot.mount()
+    for index in range(2):
+        robot.send(START_NS + index * 10**8, map_x_m=0.25)
+        robot.await_map([index + 1])  # the last frame is told all the same
+    first_s, second_s = told_s
+    assert second_s - first_s > 0.2 / 0.1
 
 
 def test_markers_are_deleted_when_the_airhole_is_gone(robot: Robot) -> None:
@@ -174,7 +216,7 @@ def test_an_airhole_without_points_is_told_and_not_kept(robot: Robot) -> None:
         robot.image.publish(make_image(make_picture(), make_header(at_ns, 'camera')))
         (defect,) = robot.await_result(at_ns).defects
         assert (defect.id, defect.area_status) == (0, Defect.NO_POINTS)
-    assert not robot.node._worker.snapshot.entries
+    assert not robot.node._worker.snapshot().entries
     # Seen with points it has its place, and the first number.
     robot.send(START_NS + 10**9, map_x_m=0.0)
     assert [one.id for one in robot.await_result(START_NS + 10**9).defects] == [1]

@@ -116,7 +116,9 @@ class DefectMap:
     @property
     def entries(self) -> list[MapEntry]:
         """Every airhole, by id."""
-        return [self._entry(row) for row in np.flatnonzero(self._listed).tolist()]
+        listed = np.flatnonzero(self._listed).tolist()
+        self._make_entries([row for row in listed if self._entries[row] is None])
+        return [entry for row in listed if (entry := self._entries[row]) is not None]
 
     @property
     def placed_ids(self) -> set[int]:
@@ -452,82 +454,83 @@ class DefectMap:
         for row in missed.tolist():
             self._entries[row] = None
 
-    def _entry(self, row: int) -> MapEntry:
-        known = self._entries[row]
-        if known is None:
-            known = self._entries[row] = self._make_entry(row)
-        return known
+    def _make_entries(self, stale: list[int]) -> None:
+        """Infer what is known of these rows."""
+        rows, tracks = np.array(stale, np.int64), self._tracks
+        area_stds, depth_stds, volume_stds, beside_stds = (
+            np.column_stack(fusion.stds(rows)).tolist()
+            for fusion in (self._area, self._depth, self._volume, self._beside)
+        )
+        sizes, volumes = self._area.means(rows).tolist(), self._volume.means(rows).tolist()
+        depths, position_stds = self._depth.means(rows)[:, 0].tolist(), self._place.stds(rows)[0].tolist()
+        area_statuses, volume_statuses = self._area.statuses(rows).tolist(), self._volume.statuses(rows).tolist()
+        points = self._volume.points(rows).tolist()
+        for number, row in enumerate(stale):
+            sized, T_map_sized = self._sized[row]
+            area, major_axis, minor_axis = sizes[number]
+            (volume, bound), volume_status = volumes[number], Status(volume_statuses[number])
+            volume_std, volume_systematic = volume_stds[number]
+            if volume_status in _VOLUME_KNOWN:
+                pooled = self._pool(row, area, beside_stds[number])
+                if pooled is not None and pooled[1] * volume < volume_std * pooled[0]:
+                    # Over the values: a small one has a small deviation.
+                    volume, volume_std, volume_systematic = pooled
+                bound = volume + UPPER_95 * volume_std
+            measurement = dataclasses.replace(
+                self._filled[row],
+                area_status=Status(area_statuses[number]),
+                position=tracks['position'][row].copy(),
+                normal=tracks['normal'][row].copy(),
+                outline=sized.outline if T_map_sized is None else T_map_sized.apply(sized.outline),
+                area_m2=area,
+                area_std_m2=area_stds[number][0],
+                area_systematic_std_m2=area_stds[number][1],
+                equivalent_diameter_m=2.0 * math.sqrt(area / math.pi),
+                major_axis_m=major_axis,
+                minor_axis_m=minor_axis,
+                depth_max_m=depths[number],
+                depth_max_std_m=depth_stds[number][0],
+                depth_max_systematic_std_m=depth_stds[number][1],
+                volume_m3=volume,
+                volume_std_m3=volume_std,
+                volume_systematic_std_m3=volume_systematic,
+                volume_upper_bound_m3=bound,
+                position_std_m=position_stds[number],
+                point_count=points[number],
+                readings=None,
+            )
+            observations, misses = int(tracks['observations'][row]), int(tracks['misses'][row])
+            self._entries[row] = MapEntry(
+                row + 1,
+                int(tracks['class_id'][row]),
+                self._frame_ids[row],
+                measurement,
+                float(tracks['confidence'][row]) / (observations + misses),
+                observations,
+                int(tracks['first_stamp_ns'][row]),
+                int(tracks['last_stamp_ns'][row]),
+                misses,
+                self._closeups[row],
+            )
 
-    def _make_entry(self, row: int) -> MapEntry:
-        tracks, rows = self._tracks, np.array([row])
-        sized, T_map_sized = self._sized[row]
-        area, major_axis, minor_axis = self._area.means(rows)[0].tolist()
-        (area_std, area_systematic), (depth_std, depth_systematic) = (
-            tuple(float(part[0]) for part in fusion.stds(rows)) for fusion in (self._area, self._depth)
-        )
-        volume, volume_std, volume_systematic = self._find_volume(row, area)
-        bound = float(self._volume.means(rows)[0, 1])
-        if Status(int(self._volume.statuses(rows)[0])) in _VOLUME_KNOWN:
-            bound = volume + UPPER_95 * volume_std
-        measurement = dataclasses.replace(
-            self._filled[row],
-            area_status=Status(int(self._area.statuses(rows)[0])),
-            position=tracks['position'][row].copy(),
-            normal=tracks['normal'][row].copy(),
-            outline=sized.outline if T_map_sized is None else T_map_sized.apply(sized.outline),
-            area_m2=area,
-            area_std_m2=area_std,
-            area_systematic_std_m2=area_systematic,
-            equivalent_diameter_m=2.0 * math.sqrt(area / math.pi),
-            major_axis_m=major_axis,
-            minor_axis_m=minor_axis,
-            depth_max_m=float(self._depth.means(rows)[0, 0]),
-            depth_max_std_m=depth_std,
-            depth_max_systematic_std_m=depth_systematic,
-            volume_m3=volume,
-            volume_std_m3=volume_std,
-            volume_systematic_std_m3=volume_systematic,
-            volume_upper_bound_m3=bound,
-            position_std_m=float(self._place.stds(rows)[0][0]),
-            point_count=int(self._volume.points(rows)[0]),
-            readings=None,
-        )
-        observations, misses = int(tracks['observations'][row]), int(tracks['misses'][row])
-        return MapEntry(
-            row + 1,
-            int(tracks['class_id'][row]),
-            self._frame_ids[row],
-            measurement,
-            float(tracks['confidence'][row]) / (observations + misses),
-            observations,
-            int(tracks['first_stamp_ns'][row]),
-            int(tracks['last_stamp_ns'][row]),
-            misses,
-            self._closeups[row],
-        )
+    def _pool(self, row: int, area_m2: float, beside_stds: list[float]) -> tuple[float, float, float] | None:
+        """Volume, its deviation and the systematic part of that, of all readings together; None without several views.
 
-    def _find_volume(self, row: int, area_m2: float) -> tuple[float, float, float]:
-        """Volume, its deviation and the systematic part of that: of all readings together, or the mean over the views
-        where that is known better, as when single views leave nothing open.
+        beside_stds: deviation and its systematic part beside what the readings do or leave undone.
         """
-        rows = np.array([row])
-        volume = float(self._volume.means(rows)[0, 0])
-        std, systematic_std = (float(part[0]) for part in self._volume.stds(rows))
-        status, readings = Status(int(self._volume.statuses(rows)[0])), self._readings[row]
-        if status not in _VOLUME_KNOWN or readings is None or readings.views == 1:
-            return volume, std, systematic_std
+        readings = self._readings[row]
+        if readings is None or readings.views == 1:
+            return None
         sized, T_map_sized = self._sized[row]
         outline = sized.outline - sized.position
         if T_map_sized is not None:
             outline = outline @ T_map_sized.rotation.T
         pooled = readings.measure(outline, area_m2, self._measurement)
         if pooled is None:
-            return volume, std, systematic_std
-        beside_std, beside_systematic_std = (float(part[0]) for part in self._beside.stds(rows))
-        pooled_std = math.sqrt(pooled.noise_variance + pooled.shape_variance + beside_std**2)
-        if not pooled_std * volume < std * pooled.volume:  # over the values: a small one has a small deviation
-            return volume, std, systematic_std
-        return pooled.volume, pooled_std, math.sqrt(pooled.shape_variance + beside_systematic_std**2)
+            return None
+        std, systematic_std = beside_stds
+        pooled_std = math.sqrt(pooled.noise_variance + pooled.shape_variance + std**2)
+        return pooled.volume, pooled_std, math.sqrt(pooled.shape_variance + systematic_std**2)
 
 
 def _squared(offsets: Array, covariances: Array) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmml_ros.config import MeasurementConfig
+from cmml_ros.geometry.compiled import compiled
 from cmml_ros.measurement.shape_prior import Opening, Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import FOOTPRINT_DOUBT, Footprint
 
@@ -23,8 +24,6 @@ Array = NDArray[np.float64]
 _MOST_OF_VIEW = 144
 # With so many readings further views add nothing either, and memory must not grow with time.
 _MOST = 192
-# The area within a rim is summed up over so many turns of it, ever nearer to the centre.
-_TURNS = 16
 
 
 @dataclass(frozen=True)
@@ -87,25 +86,17 @@ class CavityReadings:
 
         outline: (n, 3) from the centroid. The prior on the depth counts with fewer readings than `config.min_points`.
         """
-        rim = outline @ self.axes.T
-        drawn_m2 = 0.5 * float(np.sum(rim[:, 0] * np.roll(rim[:, 1], -1) - rim[:, 1] * np.roll(rim[:, 0], -1)))
-        if drawn_m2 < 0.0:
-            rim, drawn_m2 = rim[::-1], -drawn_m2
-        if not (drawn_m2 > 0.0 and area_m2 > 0.0):
+        rim, perimeter = _draw(outline @ self.axes.T, area_m2)
+        if perimeter == 0.0:
             return None
-        rim = rim * math.sqrt(area_m2 / drawn_m2)
-        places, areas = _fill(rim)
-        centre = areas @ places / area_m2
-        to_circle = _to_circle(places - centre, areas)
-        centre_xy = (float(centre[0]), float(centre[1]))
-        opening = Opening.from_pixels(np.vstack([places.T, areas]), rim, centre_xy, to_circle)
-        entries, drifts, depths = np.split(self.rows.astype(np.float64), [2, 4], axis=1)
+        opening, centre, to_circle = Opening.from_rim(rim)
+        columns = self.rows.T.astype(np.float64)
         readings = opening.read(
-            np.ascontiguousarray(entries),
-            np.ascontiguousarray(drifts),
-            depths[:, 0].copy(),
+            columns[:2].T.copy(),
+            columns[2:4].T.copy(),
+            columns[4],
             self.noise_m,
-            centre_xy,
+            centre,
             to_circle,
         )
         if readings.number == 0:
@@ -119,28 +110,21 @@ class CavityReadings:
         few = readings.number < config.min_points
         cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
         footprint = Footprint.of_readings(config.footprint_ratio, self.spacing_m, opening.radius)
-        perimeter = float(np.linalg.norm(rim - np.roll(rim, 1, axis=0), axis=1).sum())
         spilled = footprint.lost_volume(perimeter, readings.rim_mean)
         shape_variance = cavity.volume.shape_variance + (FOOTPRINT_DOUBT * spilled) ** 2
         return PooledCavity(cavity.volume.mean + spilled, cavity.volume.noise_variance, shape_variance)
 
 
-def _fill(rim: Array) -> tuple[Array, Array]:
-    """Places within a rim around the origin, (N, 2), and the area that each stands for, (N,)."""
-    after = np.roll(rim, -1, axis=0)
-    triangles = 0.5 * (rim[:, 0] * after[:, 1] - rim[:, 1] * after[:, 0])
-    edges = np.arange(_TURNS + 1) / _TURNS
-    inner, outer = edges[:-1], edges[1:]
-    # Of a strip of a triangle: the share of its area, and its centroid along the middle line.
-    shares = outer**2 - inner**2
-    reaches = 2.0 / 3.0 * (outer**3 - inner**3) / shares
-    places = reaches[:, None, None] * (0.5 * (rim + after))
-    return places.reshape(-1, 2), (shares[:, None] * triangles).reshape(-1)
-
-
-def _to_circle(places: Array, areas: Array) -> Array:
-    """Area-preserving map, (2, 2), that makes the ellipse with the same second moments a circle."""
-    moments, directions = np.linalg.eigh(np.einsum('n,ni,nj->ij', areas, places, places))
-    moments = np.maximum(moments, 1e-6 * moments[1])
-    stretches = (moments[0] * moments[1]) ** 0.25 / np.sqrt(moments)
-    return np.asarray((directions * stretches) @ directions.T)
+@compiled
+def _draw(polygon: Array, area: float) -> tuple[Array, float]:
+    """The polygon, (n, 2), counter-clockwise and scaled to that area, and its perimeter; 0 when it cannot be."""
+    doubled, length = 0.0, 0.0
+    for i in range(len(polygon)):
+        before_x, before_y, x, y = polygon[i - 1, 0], polygon[i - 1, 1], polygon[i, 0], polygon[i, 1]
+        doubled += before_x * y - x * before_y
+        length += math.hypot(x - before_x, y - before_y)
+    if not (abs(doubled) > 0.0 and area > 0.0):
+        return polygon, 0.0
+    scale = math.sqrt(2.0 * area / abs(doubled))
+    drawn = polygon * scale
+    return drawn if doubled > 0.0 else drawn[::-1].copy(), scale * length

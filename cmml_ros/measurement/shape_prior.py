@@ -26,6 +26,8 @@ _CELLS = 12
 _CORRELATION_LENGTH = 0.4
 # A cap's deviation vanishes at the rim; this much of its variance remains there, since rims are not quite ellipses.
 _RIM_VARIANCE = 0.05
+# The area within a rim polygon is summed up over so many turns of it, ever nearer to the centre.
+_TURNS = 16
 # How many cells the prior on the deviation counts for against those of the data.
 _PRIOR_CELLS = 4.0
 # No cavity is so regular that less than this share of the variance expected of it is left.
@@ -77,6 +79,12 @@ class Opening(NamedTuple):
         centre and to_circle, (2, 2): that map the rim nearest to a circle around the origin.
         """
         return cls(*_open(pixels, rim, *centre, to_circle))
+
+    @classmethod
+    def from_rim(cls, rim: Array) -> tuple[Opening, tuple[float, float], Array]:
+        """From the rim polygon alone, (n, 2) counter-clockwise; with the centre and the to_circle that it finds."""
+        radius, angles, stretch, cells, centre, to_circle = _open_rim(rim)
+        return cls(radius, angles, stretch, cells), centre, to_circle
 
     def read(
         self,
@@ -349,6 +357,53 @@ def _open(
             cell = _cell_number(x / circle, y / circle)
         cells[cell] += areas[i]
     return radius, angles, stretch, cells
+
+
+@compiled
+def _open_rim(rim: Array) -> tuple[float, Array, Array, Array, tuple[float, float], Array]:
+    """The fields of an `Opening`, its centre and its to_circle, from a polygon that winds counter-clockwise."""
+    area, x_sum, y_sum, xx, xy, yy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(len(rim)):
+        ax, ay, bx, by = rim[i - 1, 0], rim[i - 1, 1], rim[i, 0], rim[i, 1]
+        cross = ax * by - bx * ay
+        area += cross / 2.0
+        x_sum += cross * (ax + bx) / 6.0
+        y_sum += cross * (ay + by) / 6.0
+        xx += cross * (ax * ax + ax * bx + bx * bx) / 12.0
+        xy += cross * (2.0 * (ax * ay + bx * by) + ax * by + bx * ay) / 24.0
+        yy += cross * (ay * ay + ay * by + by * by) / 12.0
+    centre_x, centre_y = x_sum / area, y_sum / area
+    xx, xy, yy = xx / area - centre_x**2, xy / area - centre_x * centre_y, yy / area - centre_y**2
+    middle, half = 0.5 * (xx + yy), math.hypot(0.5 * (xx - yy), xy)
+    shrink = max((middle - half) / (middle + half), _MIN_STRETCH**4) ** 0.25
+    angle = 0.5 * math.atan2(2.0 * xy, xx - yy)
+    c, s = math.cos(angle), math.sin(angle)
+    to_circle = np.empty((2, 2))
+    to_circle[0, 0] = shrink * c * c + s * s / shrink
+    to_circle[1, 1] = shrink * s * s + c * c / shrink
+    to_circle[0, 1] = to_circle[1, 0] = (shrink - 1.0 / shrink) * c * s
+    polygon = np.empty_like(rim)
+    for i in range(len(rim)):
+        x, y = rim[i, 0] - centre_x, rim[i, 1] - centre_y
+        polygon[i, 0], polygon[i, 1] = (
+            to_circle[0, 0] * x + to_circle[0, 1] * y,
+            to_circle[1, 0] * x + to_circle[1, 1] * y,
+        )
+    radius = math.sqrt(area / math.pi)
+    angles, stretch = _sort_by_angle(polygon, radius)
+    # The triangle of each side and the centre, in strips; what lies outside counts against what covers it twice.
+    cells = np.zeros(_CELLS * _CELLS)
+    for i in range(len(polygon)):
+        ax, ay, bx, by = polygon[i - 1, 0], polygon[i - 1, 1], polygon[i, 0], polygon[i, 1]
+        x, y = 0.5 * (ax + bx), 0.5 * (ay + by)
+        circle = radius * _stretch(x, y, angles, stretch)
+        x, y, triangle = x / circle, y / circle, 0.5 * (ax * by - bx * ay)
+        for turn in range(_TURNS):
+            inner, outer = turn / _TURNS, (turn + 1) / _TURNS
+            share = outer * outer - inner * inner
+            reach = 2.0 / 3.0 * (outer**3 - inner**3) / share  # of the strip's centroid
+            cells[_cell_number(reach * x, reach * y)] += share * triangle
+    return radius, angles, stretch, cells, (centre_x, centre_y), to_circle
 
 
 @compiled

@@ -142,7 +142,7 @@ class InspectionNode(ManagedNode):
 
     def _snapshot(self) -> tuple[MapSnapshot, Summary, InspectorConfig]:
         """The map and the facts for a report, in the thread that writes it."""
-        snapshot = self._map.snapshot() if self._worker is None else self._worker.snapshot
+        snapshot = (self._worker or self._map).snapshot()
         model_id, counts = self._inspector.model_id, self._assembler.counts
         return snapshot, self._run.summary(self._topics, self._config, counts, model_id, snapshot), self._config
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cmml_ros.errors import CmmlError
 from cmml_ros.mapping.closeup import CloseupMaker
-from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.defect_map import DefectMap, MapSnapshot
 from cmml_ros.nodes.complaints import Complaints
 from cmml_ros.nodes.publishers import InspectionPublishers
 from cmml_ros.stream.assembler import Assembler
@@ -24,11 +24,15 @@ if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
     from cmml_ros.inspector import Inspection, Inspector
 
 _MAP_PERIOD_S = 1.0
+# Telling the map takes at most so much of the time: a message of 10,000 airholes takes 2 s to make.
+_MAP_SHARE = 0.1
 _STOP_TIMEOUT_S = 2.0
 
 
 class InspectionWorker:
-    """Owns the map while it runs; other threads ask for a reset, and read `snapshot`.
+    """Owns the map while it runs; other threads ask for a reset, and for a `snapshot`.
+
+    What is known of an airhole is inferred when the map is told or saved, not after every frame.
 
     log: the node's logger. on_result: called in the worker's thread after each result, with the wall time of each stage
     there, in the order of the pipeline.
@@ -44,11 +48,12 @@ class InspectionWorker:
         complaints: Complaints,
         on_result: Callable[[Inspection, dict[str, float]], None],
     ) -> None:
-        self.snapshot = defect_map.snapshot()
         self._inspector = inspector
         self._assembler = assembler
         self._map = defect_map
+        self._map_lock = threading.Lock()
         self._map_due_s = math.inf
+        self._telling_s = 0.0  # how long the map took to tell last time
         self._outputs = outputs
         self._log = log
         self._complaints = complaints
@@ -62,6 +67,11 @@ class InspectionWorker:
     def wake(self) -> None:
         """There may be a frame."""
         self._wake.set()
+
+    def snapshot(self) -> MapSnapshot:
+        """The map with all frames that are done, from any thread."""
+        with self._map_lock:
+            return self._map.snapshot()
 
     def reset(self) -> None:
         """Clear map and markers before the next frame."""
@@ -139,7 +149,8 @@ class InspectionWorker:
             self._clear_map()  # time jumped back: another run begins
         self._latest_stamp_ns = frame.stamp_ns
         if frame.T_map_camera is None:
-            ids = map_ids = list(range(len(inspection.defects)))
+            ids = list(range(len(inspection.defects)))
+            map_ids = set(ids)
         else:
             make_closeup = CloseupMaker(frame, inspection.T_camera_lidar).make
             # Without a position it would be another airhole in each frame, and a day of them fill the memory.
@@ -147,15 +158,15 @@ class InspectionWorker:
                 number for number, one in enumerate(inspection.defects) if np.isfinite(one.measurement.position).all()
             ]
             defects = [inspection.defects[number] for number in placed]
-            numbers = self._map.add(
-                defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
-            )
+            with self._map_lock:
+                numbers = self._map.add(
+                    defects, frame.T_map_camera, frame.stamp_ns, frame.frame_id, frame.camera, make_closeup
+                )
+                map_ids = self._map.placed_ids
             ids = [0] * len(inspection.defects)
             for number, defect_id in zip(placed, numbers, strict=True):
                 ids[number] = defect_id
-            self.snapshot = self._map.snapshot()
-            map_ids = [entry.defect_id for entry in self.snapshot.entries]
-            self._map_due_s = min(self._map_due_s, time.monotonic() + _MAP_PERIOD_S)
+            self._map_due_s = min(self._map_due_s, time.monotonic() + max(_MAP_PERIOD_S, self._telling_s / _MAP_SHARE))
         mapped_at = time.perf_counter()
         self._outputs.publish(inspection, ids, map_ids)
         published_at = time.perf_counter()
@@ -164,9 +175,12 @@ class InspectionWorker:
 
     def _publish_map(self) -> None:
         self._map_due_s = math.inf
-        self._outputs.publish_map(self.snapshot.placed, self._latest_stamp_ns, self._inspector.model_id)
+        started_s = time.monotonic()
+        self._outputs.publish_map(self.snapshot().placed, self._latest_stamp_ns, self._inspector.model_id)
+        self._telling_s = time.monotonic() - started_s
 
     def _clear_map(self) -> None:
-        self._map.clear()
-        self.snapshot = self._map.snapshot()
+        with self._map_lock:
+            self._map.clear()
+        self._telling_s = 0.0
         self._outputs.clear(self._latest_stamp_ns, self._inspector.model_id)
