@@ -33,8 +33,8 @@ class _Radial(NamedTuple):
     """Where the lens model is one-to-one, tabulated: a distortion polynomial folds back further out."""
 
     limit: float  # largest undistorted radius (equidistant: angle, rad) of the valid domain
-    undistorted: Array
-    distorted: Array
+    undistorted: Array  # (_TABLE_SIZE,) that where the arc tangent of the distorted radius grows in even steps
+    widest_rad: float  # from 0 to this
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,12 @@ class Camera:
             stretch = np.minimum(gain, gain + 2.0 * radius**2 * slope)
             folded = ~(stretch > 6.0 * tangential * radius)
         count = int(np.argmax(folded)) if folded.any() else _TABLE_SIZE
-        # At least two knots: a model that folds at once has an empty domain, and every pixel is then unknown.
-        limit = float(radius[count - 1]) if count > 1 else 0.0
-        return _Radial(limit, radius[:count], (radius * gain)[:count])
+        # A model that folds at once has an empty domain, and every pixel is then unknown.
+        count = max(count, 1)
+        distorted = (radius * gain)[:count]
+        widest_rad = math.atan(distorted[-1])
+        even = np.tan(np.linspace(0.0, widest_rad, _TABLE_SIZE))
+        return _Radial(float(radius[count - 1]), np.interp(even, distorted, radius[:count]), widest_rad)
 
     def _distort(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Distorted normalized coordinates; NaN outside the valid domain."""
@@ -225,7 +228,7 @@ class Camera:
             self.model == 'equidistant',
             self._radial.limit,
             self._radial.undistorted,
-            self._radial.distorted,
+            self._radial.widest_rad,
             1e-6 / max(self.fx, self.fy),
         ).T
         return x, y

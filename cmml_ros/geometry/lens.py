@@ -12,7 +12,6 @@ from cmml_ros.geometry.compiled import compiled
 Array = NDArray[np.float64]
 
 _NEWTON_STEPS = 20
-_CONVERGED = 1e-14
 
 
 @compiled
@@ -97,32 +96,25 @@ def undistort(
     coefficients: Array,
     equidistant: bool,
     limit: float,
-    table_undistorted: Array,
-    table_distorted: Array,
+    starts: Array,
+    widest: float,
     tolerance: float,
 ) -> Array:
-    """Undistorted normalized coordinates of `distorted`, both (N, 2): the radius from the table, then Newton's method.
+    """Undistorted normalized coordinates of `distorted`, both (N, 2): the radius from a table, then Newton's method.
 
     coefficients: (8,), those that the model lacks are 0. limit: largest undistorted radius (equidistant: angle) of the
-    valid domain, where the tables (K,) end. NaN where no place of the domain is distorted to within `tolerance`.
+    valid domain. starts: (K,) undistorted radii (equidistant: angles) at the arc tangents of distorted radii, even
+    steps from 0 to `widest`. NaN where no place of the domain is distorted to within `tolerance`.
     """
     found = np.empty_like(distorted)
     p1, p2 = coefficients[2], coefficients[3]
-    last = len(table_distorted) - 1
-    at = 0
+    steps = (len(starts) - 1) / widest if widest > 0.0 else 0.0
     for i in range(len(distorted)):
         x_wanted, y_wanted = distorted[i]
         radius_wanted = math.sqrt(x_wanted * x_wanted + y_wanted * y_wanted)
-        # Neighbours in the picture are neighbours in the table.
-        while at < last - 1 and table_distorted[at + 1] < radius_wanted:
-            at += 1
-        while at > 0 and table_distorted[at] > radius_wanted:
-            at -= 1
-        radius = table_undistorted[at]
-        if last > 0:
-            low, high = table_distorted[at], table_distorted[at + 1]
-            share = min((radius_wanted - low) / (high - low), 1.0)
-            radius += share * (table_undistorted[at + 1] - radius)
+        place = min(math.atan(radius_wanted), widest) * steps
+        at = min(int(place), len(starts) - 2)
+        radius = starts[at] + (place - at) * (starts[at + 1] - starts[at])
         error = math.inf
         if equidistant:
             angle = radius
@@ -130,7 +122,7 @@ def undistort(
                 gain, slope = _radial_gain(coefficients, equidistant, angle * angle)
                 step = (angle * gain - radius_wanted) / (gain + 2.0 * angle * angle * slope)
                 angle = min(max(angle - step, 0.0), limit)
-                if not abs(step) > _CONVERGED:
+                if not abs(step) > tolerance:
                     break
             gain, _ = _radial_gain(coefficients, equidistant, angle * angle)
             error = abs(angle * gain - radius_wanted)
@@ -153,7 +145,7 @@ def undistort(
                 step_x = (yy * error_x - xy * error_y) / determinant
                 step_y = (xx * error_y - xy * error_x) / determinant
                 x, y = x - step_x, y - step_y
-                if not abs(step_x) + abs(step_y) > _CONVERGED * (1.0 + abs(x) + abs(y)):
+                if not error > tolerance:  # before this step, which squares it
                     break
             if not x * x + y * y <= limit * limit:
                 error = math.inf

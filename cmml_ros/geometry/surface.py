@@ -89,11 +89,6 @@ class Surface:
     extrapolation: float = 1.0
 
     @property
-    def is_plane(self) -> bool:
-        """Whether there is no curvature."""
-        return not bool(self.coefficients[3:].any())
-
-    @property
     def normal(self) -> Array:
         """Unit normal out of the wall at the origin, (3,)."""
         return self.at(0.0, 0.0).normal
@@ -105,35 +100,6 @@ class Surface:
     def from_local(self, local: Array) -> Array:
         """The inverse of `to_local`."""
         return np.asarray(local @ self.axes + self.origin)
-
-    def elevation(self, x: Array, y: Array) -> Array:
-        """h(x, y), metres, in the surface's own frame."""
-        a, b, c, d, e, f = self.coefficients
-        elevation = a + (b + d * x + e * y) * x + (c + f * y) * y
-        return np.asarray(elevation)
-
-    def slopes(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """dh/dx and dh/dy."""
-        _, b, c, d, e, f = self.coefficients
-        return b + 2.0 * d * x + e * y, c + e * x + 2.0 * f * y
-
-    def height_above(self, points: Array) -> Array:
-        """Distance of `points`, (N, 3), from the surface, (N,), metres; negative inside the wall.
-
-        First order: the elevation difference times the cosine of the slope.
-        """
-        x, y, z = self.to_local(points).T
-        slope_x, slope_y = self.slopes(x, y)
-        height: Array = (z - self.elevation(x, y)) / np.sqrt(1.0 + slope_x**2 + slope_y**2)
-        return height
-
-    def normal_at(self, points: Array) -> Array:
-        """Unit normals out of the wall, (N, 3), where `points` (N, 3) lie on the surface."""
-        x, y, _ = self.to_local(points).T
-        slope_x, slope_y = self.slopes(x, y)
-        normals = np.stack([-slope_x, -slope_y, np.ones_like(x)], axis=1) @ self.axes
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-        return np.asarray(normals)
 
     def intersect(self, rays: Array) -> Array:
         """Where `rays`, (N, 3) directions from the sensor, meet the surface first; NaN where they miss. (N, 3)."""

@@ -130,19 +130,19 @@ def is_flat(measurement: Measurement, config: MeasurementConfig) -> bool:
 class _PointMap:
     """The usable points, tile by tile along rows of tiles, and in a tile in the order of the cloud.
 
-    points: (M, 3) camera frame, all of the cloud. numbers: (N,) which of these are usable, pixels: (2, N) u and v where
-    they project to. starts: (rows, columns + 1) where a tile begins.
+    points: (M, 3) camera frame, and pixels: (M, 2) where they project to, all of the cloud. numbers: (N,) which of
+    these are usable. starts: (rows, columns + 1) where a tile begins.
     """
 
     points: Array
-    numbers: NDArray[np.int32]
     pixels: Array
+    numbers: NDArray[np.int32]
     starts: NDArray[np.int64]
 
     @classmethod
     def from_cloud(cls, projected: ProjectedCloud, camera: Camera) -> _PointMap:
         points, pixels = as_compiled(projected.points_camera), as_compiled(projected.pixels)
-        return cls(points, *_sort_by_tile(points, pixels, camera.width, camera.height))
+        return cls(points, pixels, *_sort_by_tile(points, pixels, camera.width, camera.height))
 
 
 class _Ring(NamedTuple):
@@ -364,8 +364,8 @@ def _fit_around(
         right, bottom = ring.rim.left + across + margin, ring.rim.top + height + margin
         found = _select_ring(
             points.points,
-            points.numbers,
             points.pixels,
+            points.numbers,
             points.starts,
             (left, top, right - left, bottom - top),
             occupied,
@@ -418,8 +418,8 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
     """
     return _select_inside(
         points.points,
-        points.numbers,
         points.pixels,
+        points.numbers,
         points.starts,
         rim.coverage,
         rim.left,
@@ -429,10 +429,8 @@ def _select_seen(rim: SeenRim, points: _PointMap) -> Array:
 
 
 @compiled
-def _sort_by_tile(
-    points: Array, pixels: Array, width: int, height: int
-) -> tuple[NDArray[np.int32], Array, NDArray[np.int64]]:
-    """The fields of a `_PointMap` but the first."""
+def _sort_by_tile(points: Array, pixels: Array, width: int, height: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """`numbers` and `starts` of a `_PointMap`."""
     columns, rows = width // _TILE_PX + 1, height // _TILE_PX + 1
     tiles = np.empty(len(points), np.int32)
     counts = np.zeros(columns * rows + 1, np.int64)
@@ -450,14 +448,12 @@ def _sort_by_tile(
     for row in range(rows):
         for column in range(columns + 1):
             starts[row, column] = counts[row * columns + column]
-    numbers, sorted_pixels = np.empty(counts[-1], np.int32), np.empty((2, counts[-1]))
+    numbers = np.empty(counts[-1], np.int32)
     for i in range(len(points)):
         if tiles[i] >= 0:
-            at = counts[tiles[i]]
+            numbers[counts[tiles[i]]] = i
             counts[tiles[i]] += 1
-            numbers[at] = i
-            sorted_pixels[0, at], sorted_pixels[1, at] = pixels[i]
-    return numbers, sorted_pixels, starts
+    return numbers, starts
 
 
 @compiled
@@ -561,8 +557,8 @@ def _is_near(u: int, v: int, edge: NDArray[np.int64], reach_px: float) -> bool:
 @compiled
 def _select_ring(
     points: Array,
-    numbers: NDArray[np.int32],
     pixels: Array,
+    numbers: NDArray[np.int32],
     starts: NDArray[np.int64],
     box: tuple[int, int, int, int],
     occupied: NDArray[np.bool_],
@@ -591,35 +587,36 @@ def _select_ring(
         if out > farthest[octant]:
             farthest[octant], outer[octant] = out, i
     for row in range(len(near)):
-        for number in range(near[row, 0], near[row, 1]):
-            u, v = int(pixels[0, number] + 0.5), int(pixels[1, number] + 0.5)
+        for at in range(near[row, 0], near[row, 1]):
+            number = numbers[at]
+            u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
             found[count] = number
             count += (_chamfer(u - middle_u, v - middle_v) <= beyond) & (not occupied[v, u])
     candidates, count = count, 0
     for i in range(candidates):
         number = found[i]
-        u, v = int(pixels[0, number] + 0.5), int(pixels[1, number] + 0.5)
+        u, v = int(pixels[number, 0] + 0.5), int(pixels[number, 1] + 0.5)
         first = outer[_octant(u - middle_u, v - middle_v)]
         if _chamfer(u - edge[0, first], v - edge[1, first]) <= reach_px or _is_near(u, v, edge, reach_px):
             found[count] = number
             count += 1
-    return _take(points, numbers, found[:count][:: count // max_points + 1])
+    return _take(points, found[:count][:: count // max_points + 1])
 
 
 @compiled
-def _take(points: Array, numbers: NDArray[np.int32], chosen: NDArray[np.int64]) -> Array:
-    taken = np.empty((len(chosen), 3))
-    for i in range(len(chosen)):
+def _take(points: Array, numbers: NDArray[np.int64]) -> Array:
+    taken = np.empty((len(numbers), 3))
+    for i in range(len(numbers)):
         for axis in range(3):
-            taken[i, axis] = points[numbers[chosen[i]], axis]
+            taken[i, axis] = points[numbers[i], axis]
     return taken
 
 
 @compiled
 def _select_inside(
     points: Array,
-    numbers: NDArray[np.int32],
     pixels: Array,
+    numbers: NDArray[np.int32],
     starts: NDArray[np.int64],
     coverage: NDArray[np.float32],
     left: int,
@@ -632,8 +629,9 @@ def _select_inside(
     found = np.empty((near[:, 1] - near[:, 0]).sum(), np.int64)
     count = 0
     for row in range(len(near)):
-        for number in range(near[row, 0], near[row, 1]):
-            u, v = pixels[0, number] - left, pixels[1, number] - top
+        for at in range(near[row, 0], near[row, 1]):
+            number = numbers[at]
+            u, v = pixels[number, 0] - left, pixels[number, 1] - top
             if u >= -0.5 and u < width - 0.5 and v >= -0.5 and v < height - 0.5:
                 u, v = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
                 column, below = int(u), int(v)
@@ -644,4 +642,4 @@ def _select_inside(
                 if upper * (1.0 - share_v) + lower * share_v >= least:
                     found[count] = number
                     count += 1
-    return _take(points, numbers, found[:count][::1])
+    return _take(points, found[:count][::1])

@@ -98,18 +98,26 @@ class SeenRim(NamedTuple):
 
 def see_rims(masks: Sequence[InstanceMask], camera: Camera) -> list[SeenRim | None]:
     """One for each mask, None for those without area."""
-    return [_see_rim(mask, camera) for mask in masks]
+    rims = [_see_rim(mask, camera) for mask in masks]
+    seen = [rim for rim in rims if rim is not None]
+    if seen and camera.is_distorted:
+        x, y, _ = np.concatenate([rim.rays for rim in seen], axis=1)
+        straight = np.stack(camera.undistort(x, y))
+        first = 0
+        for rim in seen:
+            rim.rays[:2] = straight[:, first : first + rim.rays.shape[1]]
+            first += rim.rays.shape[1]
+    return rims
 
 
 def _see_rim(mask: InstanceMask, camera: Camera) -> SeenRim | None:
+    """As a camera without distortion would."""
     coverage = as_compiled(mask.coverage)
     area_px, level, perimeter_px, softness_px, outline_px, box, rays = _see(
         coverage, mask.left, mask.top, camera.fx, camera.fy, camera.cx, camera.cy
     )
     if not (math.isfinite(area_px) and area_px > 0.0):
         return None
-    if camera.is_distorted:
-        rays[0], rays[1] = camera.undistort(rays[0], rays[1])
     return SeenRim(coverage, mask.left, mask.top, area_px, level, outline_px, perimeter_px, softness_px, box, rays)
 
 

@@ -174,11 +174,6 @@ class EllipsoidCap(NamedTuple):
         return _cap_volume(self.radius, self.depth)[0]
 
     @property
-    def volume_per_depth(self) -> float:
-        """Derivative of the volume, m2."""
-        return _cap_volume(self.radius, self.depth)[1]
-
-    @property
     def curvature(self) -> float:
         """Of its floor at the deepest point, 1/m."""
         if self.depth < self.radius:
