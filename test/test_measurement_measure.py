@@ -14,10 +14,10 @@ from cmml_ros.geometry import surface
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.measurement import measure as measure_module
-from cmml_ros.measurement import rim, shape_prior
+from cmml_ros.measurement import point_map, rim, shape_prior
 from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.measurement.measure import measure, prepare
+from cmml_ros.measurement.point_map import mark_near
 
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 1000.0, 1000.0, 319.5, 239.5)
@@ -390,13 +390,13 @@ def test_what_is_near_a_mask_is_so_by_the_distance_of_opencv(reach_px: float) ->
     window = np.pad(coverage < level, 20, constant_values=True).astype(np.uint8)
     distance = cv2.distanceTransform(window, cv2.DIST_L2, cv2.DIST_MASK_5)
     occupied = np.zeros((60, 80), bool)
-    measure_module._mark_near(occupied, coverage, level, left, top, reach_px)
+    mark_near(occupied, coverage, level, left, top, reach_px)
     seen = distance[20 - top : 70, :]
     np.testing.assert_array_equal(occupied[: len(seen), left - 20 : left + 55], seen[:, :75] < reach_px)
 
 
 def count_compiled() -> int:
-    modules = (measure_module, rim, shape_prior, surface)
+    modules = (point_map, rim, shape_prior, surface)
     return sum(len(getattr(item, 'signatures', ())) for module in modules for item in vars(module).values())
 
 
