@@ -163,7 +163,7 @@ class MeasurementConfig:
     )
     boundary_std_px: float = setting(
         0.0,
-        'systematic deviation of the rim in the image; 0 takes it from the soft mask',
+        'systematic deviation of the rim in the image; 0 takes it from the mask',
         unit='px',
         low=0.0,
         high=10.0,

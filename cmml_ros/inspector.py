@@ -209,9 +209,10 @@ def prepare_loops() -> None:
     cloud = Cloud(np.tile([0.0, 0.0, 1.0], (64, 1)))
     seen = project_cloud(cloud, Camera(32, 32, 30.0, 30.0, 15.5, 15.5), SE3.identity())
     image = np.full((32, 32, 3), 200, np.uint8)
-    pack_cells(image, range_features(seen.pixels, seen.points_camera[:, 2], 32, 32))
+    range_maps = range_features(seen.pixels, seen.points_camera[:, 2], 32, 32)
+    pack_cells(image, range_maps)
     image[10:20, 10:20] = 0
-    settle_rims([InstanceMask(np.pad(np.ones((10, 10), np.float32), 2), 8, 8, 1.0)], image)
+    settle_rims([InstanceMask(np.pad(np.ones((10, 10), np.float32), 2), 8, 8, 1.0)], image, range_maps)
 
 
 def is_reported(mask: InstanceMask, measurement: Measurement, config: InspectorConfig) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmml_ros.evaluation.rim_offset import RimOffset, find_holding_std, find_likely_std, format_rim_offsets
+from cmml_ros.evaluation.rim_offset import RimOffset, format_rim_offsets
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.measurement.rim import find_perimeter, find_softness
 
 
 def disc(radius_px: float, softness_px: float = 0.0) -> InstanceMask:
@@ -24,9 +25,7 @@ def test_a_rim_half_a_pixel_too_far_in_is_said_to_be() -> None:
     # pi (20^2 - 19.5^2) over 2 pi 20
     assert offset.offset_px == pytest.approx(-0.494, abs=0.01)
     assert offset.diameter_px == pytest.approx(40.0, abs=0.05)
-    assert offset.told_px == 0.3
-    # an exact mask, to a grid of 8 x 8 rays: 0.0125 px over the root of 123 px of rim
-    assert offset.from_softness_px == pytest.approx(0.0125 / math.sqrt(math.pi * 39.0), rel=0.01)
+    assert offset.stated_px == 0.3
 
 
 def test_softness_is_what_the_log_odds_move_a_rim_by() -> None:
@@ -34,26 +33,17 @@ def test_softness_is_what_the_log_odds_move_a_rim_by() -> None:
     odds = before.coverage * math.exp(0.2)
     raised = InstanceMask((odds / (1.0 - before.coverage + odds)).astype(np.float32), 0, 0, 1.0)
     moved = RimOffset.between(before, raised)
-    assert moved.offset_px == pytest.approx(0.2 * moved.softness_px, rel=0.05)
-    assert moved.softness_px == pytest.approx(0.6, rel=0.12)  # and what a pixel's own width adds
-
-
-def test_deviations_beside_what_softness_tells() -> None:
-    rng = np.random.default_rng(0)
-    known = rng.uniform(0.1, 0.5, 4000)
-    offsets = rng.standard_normal(4000) * np.hypot(known, 0.4)
-    assert find_likely_std(offsets, known) == pytest.approx(0.4, abs=0.02)
-    assert find_holding_std(offsets, known) == pytest.approx(0.4, abs=0.04)
-    assert find_likely_std(0.1 * offsets, known) == 0.0
-    assert find_holding_std(0.1 * offsets, known) == 0.0
+    softness_px = find_softness(raised, find_perimeter(raised))
+    assert moved.offset_px == pytest.approx(0.2 * softness_px, rel=0.05)
+    assert softness_px == pytest.approx(0.6, rel=0.12)  # and what a pixel's own width adds
 
 
 def test_the_table_says_which_deviation_suits() -> None:
     rng = np.random.default_rng(1)
-    rims = [RimOffset(20.0, o, 0.4, 0.01, 0.35) for o in -0.2 + 0.1 * rng.standard_normal(2000)]
+    rims = [RimOffset(20.0, o, 0.35) for o in -0.2 + 0.1 * rng.standard_normal(2000)]
     table = format_rim_offsets(rims)
     assert '| all (2000) | -0.20 |' in table
-    assert 'rims state 0.35 px in the median' in table
-    # The root of 0.2^2 + 0.1^2; and 95 % are within 0.2 + 1.645 * 0.1, which is 1.96 deviations of 0.18 or 0.19.
-    assert '0.22 would be the most likely, and with 0.18 95 % of the intervals would hold' in table
+    assert 'Rims state 0.35 px in the median' in table
+    # 95 % are within 0.2 + 1.645 * 0.1, which is 1.96 deviations of 0.18 or 0.19.
+    assert '95 % of the intervals would hold with 0.18 px' in table
     assert 'too few' in format_rim_offsets(rims[:2])

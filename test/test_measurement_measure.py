@@ -241,6 +241,9 @@ def test_area_std_holds_its_terms() -> None:
     (m,) = run(wall.masks, cloud, MeasurementConfig(boundary_std_px=1.0))
     # one pixel is 0.5 mm: perimeter 62.8 mm times 0.5 mm
     assert m.area_std_m2 * 1e6 == pytest.approx(31.4, rel=0.06)
+    # The same from the maker of the mask, who knows better than its softness.
+    (told,) = run([replace(mask, boundary_std_px=1.0) for mask in wall.masks], cloud, MeasurementConfig())
+    assert told.area_std_m2 == pytest.approx(m.area_std_m2, rel=1e-9)
     (m,) = run(wall.masks, cloud, MeasurementConfig(boundary_std_px=0.0, range_bias_m=0.005))
     # 5 mm of 0.5 m is 1 % of the distance and 2 % of the area
     assert m.area_std_m2 * 1e6 == pytest.approx(0.02 * 314.159, rel=0.02)

@@ -134,7 +134,7 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
     perimeter = 2.0 * math.pi * radius
 
     def std_of_mask(mask: InstanceMask) -> float:
-        return find_boundary_std(find_softness(mask, perimeter), perimeter, mask.boundary_std_px)
+        return find_boundary_std(find_softness(mask, perimeter), perimeter)
 
     def std_of(coverage: np.ndarray) -> float:
         mean = coverage.reshape(size, 8, size, 8).mean(axis=(1, 3)).astype(np.float32)
@@ -150,6 +150,3 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
     )
     # Where a rim lies within its pixels is unknown: one pixel over the square root of twelve.
     assert std_of_mask(InstanceMask(whole, 0, 0, 1.0)) == pytest.approx(1.0 / math.sqrt(12.0), rel=0.06)
-    # What the maker of a mask says of its rims comes on top, independent of it.
-    told = InstanceMask(whole, 0, 0, 1.0, boundary_std_px=0.4)
-    assert std_of_mask(told) == pytest.approx(math.hypot(1.0 / math.sqrt(12.0), 0.4), rel=0.03)

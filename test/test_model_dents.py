@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmml_ros.model.dents import grow_over_dents
+from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.model.dents import grow_over_dents, would_show
 from cmml_ros.model.range_features import range_pyramid
 
 HEIGHT, WIDTH = 160, 200
@@ -99,3 +100,21 @@ def test_the_neighbour_keeps_its_pixels():
     grow_over_dents(mask, rim, *see_cavity(2.0))
     np.testing.assert_array_equal(mask[neighbour == 1.0], 1.0)
     assert iou(np.where(neighbour > 0.0, 0.0, mask).astype(np.float32), disc(CENTRE, RADIUS_PX)) > 0.93
+
+
+@pytest.mark.parametrize(
+    ('spacing_px', 'depth_m', 'shown'),
+    # The median depth of a cap is half of the greatest: 20, 10 and 3 deviations of a reading.
+    [(2.0, DEPTH_M, True), (2.7, 20 * NOISE_M, True), (2.0, 6 * NOISE_M, False), (4.0, DEPTH_M, False)],
+)
+def test_a_dense_cloud_would_show_what_is_deeper_than_its_noise(spacing_px: float, depth_m: float, shown: bool):
+    maps, _, _ = see_cavity(spacing_px, depth_m)
+    mask = InstanceMask(disc(CENTRE, RADIUS_PX)[50:110, 70:130], 70, 50, 0.9)
+    assert would_show(mask, maps) is shown
+
+
+def test_range_shows_nothing_where_it_does_not_reach():
+    maps, _, _ = see_cavity(2.0)
+    maps[:, :, : int(CENTRE[0] + 0.3 * RADIUS_PX) // 2] = 0.0  # begins right of the middle of the airhole
+    mask = InstanceMask(disc(CENTRE, RADIUS_PX)[50:110, 70:130], 70, 50, 0.9)
+    assert not would_show(mask, maps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ class InstanceMask:
 
     coverage: (h, w) float32 in [0, 1], the share of each pixel that lies inside the rim; it sums to the area in pixels.
     left, top: column and row of coverage[0, 0] in the image. touches_border: the image cuts the airhole.
-    boundary_std_px: deviation of the whole rim beyond what the softness of the coverage tells; 0 for a drawn mask.
+    boundary_std_px: deviation of the whole rim, all around alike; NaN where only the softness of the coverage tells.
     """
 
     coverage: NDArray[np.float32]
@@ -25,7 +26,7 @@ class InstanceMask:
     confidence: float
     touches_border: bool = False
     class_id: int = 0
-    boundary_std_px: float = 0.0
+    boundary_std_px: float = math.nan
 
     def __post_init__(self) -> None:
         if self.coverage.ndim != 2 or self.coverage.dtype != np.float32:

@@ -219,9 +219,9 @@ def _measure_one(
         return placed(Status.CUT_BY_BORDER, Status.CUT_BY_BORDER, reason='the image cuts the airhole')
 
     scale_bias = 2.0 * math.hypot(shared_distance_std / distance, config.focal_std_ratio)
-    boundary_std_px = config.boundary_std_px or find_boundary_std(
-        seen.softness_px, seen.perimeter_px, mask.boundary_std_px
-    )
+    boundary_std_px = config.boundary_std_px or mask.boundary_std_px
+    if math.isnan(boundary_std_px):
+        boundary_std_px = find_boundary_std(seen.softness_px, seen.perimeter_px)
     boundary_std = boundary_std_px * seen.perimeter_px / seen.area_px
     area_budget = Budget(
         scale=(scale_std * rim.area) ** 2,

@@ -43,8 +43,8 @@ def find_softness(mask: InstanceMask, perimeter_px: float) -> float:
     return _sum_up(as_compiled(mask.coverage))[1] / perimeter_px
 
 
-def find_boundary_std(softness_px: float, perimeter_px: float, added_std_px: float) -> float:
-    """Deviation of the rim, pixels, all around alike: how soft the mask is across it, and what its maker adds.
+def find_boundary_std(softness_px: float, perimeter_px: float) -> float:
+    """Deviation of the rim, pixels, all around alike, as the mask is soft across it.
 
     Read as the probability that the rim lies farther out, a mask that falls off logistically with scale w puts the rim
     at a deviation of pi w / sqrt(3). An exact mask has w = 1/6, to what the places of its rim in the pixels add, which
@@ -52,7 +52,7 @@ def find_boundary_std(softness_px: float, perimeter_px: float, added_std_px: flo
     """
     beyond_exact = (softness_px - _EXACT_SOFTNESS) ** 2 - _EXACT_SOFTNESS_PLAY**2 / perimeter_px
     variance = math.pi**2 / 3.0 * max(beyond_exact, 0.0) + _EXACT_STD_PX**2 / perimeter_px
-    return math.sqrt(variance + added_std_px**2)
+    return math.sqrt(variance)
 
 
 def outline_in_image(mask: InstanceMask) -> Array:

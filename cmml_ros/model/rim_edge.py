@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cmml_ros.geometry.compiled import compiled
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.model.dents import would_show
 
 # The edge is looked for so far from the network's rim, in steps; no farther, lest it be another one.
 _REACH_PX = 2.0
@@ -34,20 +35,25 @@ _CONVERGED = 0.02  # steps
 # The side walls of an airhole reflect less than this share of what the wall around does; paint and splashes need not.
 _MAX_INSIDE_RATIO = 0.9
 # Dark places outside a rim are stains, or a part of the airhole that was missed: deviation of a rim in an even picture,
-# and of one where the brightness outside deviates by as much as it is. With them 95 % of the intervals hold in `cmml
-# evaluate --measurement --masks network`, seeds 11 to 13; they go with the weights.
-_EVEN_STD_PX = 0.1
-_UNEVEN_STD_PX = 4.0
+# and of one where the brightness outside deviates by as much as it is, where range would have shown that part and where
+# it would not. With them 95 % of the intervals hold in `cmml evaluate --measurement --masks network`, seeds 11 to 16;
+# they go with the weights.
+_EVEN_STD_PX = 0.18
+_SHOWN_UNEVEN_STD_PX = 2.7
+_UNEVEN_STD_PX = 8.0
 # Cameras encode light by about this curve (IEC 61966-2-1).
 _CODE = np.arange(256) / 255.0
 _LINEAR = np.where(_CODE <= 0.04045, _CODE / 12.92, ((_CODE + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-def settle_rims(masks: Sequence[InstanceMask], image: NDArray[np.uint8]) -> list[InstanceMask]:
-    """`masks`, each rim as far out as the edge in `image`, (H, W, 3) uint8 BGR; as it was where that shows none."""
-    if not masks:
-        return []
-    return [mask if mask.touches_border else _crop(_settle(mask, image), image.shape) for mask in masks]
+def settle_rims(
+    masks: Sequence[InstanceMask], image: NDArray[np.uint8], range_maps: NDArray[np.float32] | None = None
+) -> list[InstanceMask]:
+    """`masks`, each rim as far out as the edge in `image`, (H, W, 3) uint8 BGR; as it was where that shows none.
+
+    range_maps: those of `range_features`, where there are any, after which masks were grown over dents.
+    """
+    return [mask if mask.touches_border else _crop(_settle(mask, image, range_maps), image.shape) for mask in masks]
 
 
 def _crop(mask: InstanceMask, shape: tuple[int, ...]) -> InstanceMask:
@@ -60,7 +66,7 @@ def _crop(mask: InstanceMask, shape: tuple[int, ...]) -> InstanceMask:
     return replace(mask, coverage=mask.coverage[rows, columns], left=left + columns.start, top=top + rows.start)
 
 
-def _settle(mask: InstanceMask, image: NDArray[np.uint8]) -> InstanceMask:
+def _settle(mask: InstanceMask, image: NDArray[np.uint8], range_maps: NDArray[np.float32] | None) -> InstanceMask:
     margin = _MARGIN_PX
     padded = cv2.copyMakeBorder(mask.coverage, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     coverage = np.asarray(padded, np.float32)
@@ -69,7 +75,8 @@ def _settle(mask: InstanceMask, image: NDArray[np.uint8]) -> InstanceMask:
     offset_px, unevenness = _find_edge(coverage, left, top, image, out_x, out_y)
     if not np.isfinite(offset_px):
         return mask
-    std_px = math.hypot(_EVEN_STD_PX, _UNEVEN_STD_PX * unevenness)
+    shown = range_maps is not None and would_show(mask, range_maps)
+    std_px = math.hypot(_EVEN_STD_PX, (_SHOWN_UNEVEN_STD_PX if shown else _UNEVEN_STD_PX) * unevenness)
     # Bilinear interpolation would soften the rim.
     moved = cv2.remap(coverage, *_step_back(offset_px, out_x, out_y), cv2.INTER_CUBIC)
     return replace(

@@ -86,7 +86,7 @@ class Segmenter:
     def segment(self, image: NDArray[np.uint8], projected: ProjectedCloud | None) -> list[InstanceMask]:
         """The airholes in `image`, (H, W, 3) uint8 BGR, helped by the points projected into it, if any."""
         mask, rim, range_maps = self._find(image, projected)
-        return settle_rims(split_instances(mask, rim, self._config, range_maps), image)
+        return settle_rims(split_instances(mask, rim, self._config, range_maps), image, range_maps)
 
     def probabilities(
         self, image: NDArray[np.uint8], projected: ProjectedCloud | None
