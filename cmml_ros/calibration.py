@@ -50,9 +50,9 @@ NOT_CHECKED = CalibrationCheck(CalibrationStatus.NOT_CHECKED)
 class CalibrationMonitor:
     """Smooths the corrections of single frames: one odd frame is no drift.
 
-    A Kalman filter on a constant that may wander by `registration.drift_rate_*`. Of the systematic deviation of a frame
-    the part `registration.systematic_share` is the same in all frames, because network and sensor err the same way: it
-    is not averaged out but added before anything is judged.
+    A Kalman filter on a constant that may wander by `registration.drift_rate_*`. The systematic deviation of a frame is
+    not averaged out but added before anything is judged: network and sensor may err the same way in all frames, as an
+    offset of the sensor does, and before the same wall.
     """
 
     def __init__(self, config: RegistrationConfig) -> None:
@@ -76,8 +76,7 @@ class CalibrationMonitor:
         correction: (6,), as of CalibrationCheck. covariance, systematic: (6, 6), all of it and the part that more
         matches do not lower. A stamp before the last one starts over.
         """
-        shared = self._config.systematic_share**2 * systematic
-        covariance = covariance - shared
+        covariance = covariance - systematic
         if self._covariance is None or stamp_ns < self._stamp_ns:
             self._mean, self._covariance, self._frames = correction.copy(), covariance.copy(), 1
         else:
@@ -91,7 +90,7 @@ class CalibrationMonitor:
             self._covariance = (np.eye(6) - gain) @ predicted
             self._frames += 1
         self._stamp_ns = stamp_ns
-        total = self._covariance + shared
+        total = self._covariance + systematic
         std = np.sqrt(np.diag(total))
         distance = float(self._mean @ np.linalg.solve(total, self._mean))
         drifted = self._frames >= self._config.frames_to_believe and distance > float(chdtri(6, _SIGNIFICANCE))

@@ -114,7 +114,6 @@ class RegistrationConfig:
     systematic_px: float = setting(
         0.3, 'smooth error of the matches in a picture 640 px wide, for a close sensor', unit='px', low=0.0, high=10.0
     )
-    systematic_share: float = setting(0.5, 'share of that error that is the same in all frames', low=0.0, high=1.0)
     drift_rate_deg_h: float = setting(
         0.2, 'deviation by which the true rotation wanders in an hour', unit='deg', low=0.0, high=100.0
     )

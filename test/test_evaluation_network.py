@@ -114,6 +114,21 @@ def test_registrations_are_held_against_the_truth(frame: TestFrame):
     assert refused['recall']['100 mm'] == 0.0
 
 
+def test_what_is_left_over_is_that_of_the_data_alone(frame: TestFrame):
+    # The data say how much the extrinsic is off; what comes of it together with the prior stops half-way.
+    def halve(view: TestFrame, start: SE3) -> Registration:
+        wrong = start @ view.T_camera_lidar.inverse()
+        correction = np.concatenate([wrong.inverse().rotation_vector, wrong.inverse().translation])
+        half = SE3.from_rotation_vector(0.5 * correction[:3], 0.5 * correction[3:]) @ start
+        covariance = 1e-6 * np.eye(6)
+        return Registration(half, np.arange(1), np.zeros((1, 2)), 0.9, 0.001, correction, covariance, covariance)
+
+    (sample,) = assess_registration([frame], halve, seed=1)
+    assert sample.rmse_m > 0.002
+    assert sample.error is not None
+    assert np.allclose(sample.error.matrix, np.eye(4), atol=1e-9)
+
+
 def make_sample(error: np.ndarray, std: float) -> RegistrationSample:
     found = Registration(
         SE3.identity(),
