@@ -57,6 +57,16 @@ def test_a_rim_alone_tells_the_opening() -> None:
         assert shares[within].sum() == pytest.approx(expected[within].sum(), abs=0.02)
 
 
+def test_the_readings_nearest_to_the_rim_tell_how_deep_it_is_there() -> None:
+    radii, depths = 0.004 * np.array([0.1, 0.5, 0.65, 0.7, 0.95]), np.array([0.005, 0.004, 0.003, 0.002, 0.001])
+    entries, nowhere = np.stack([radii, np.zeros(5)], axis=1), np.zeros((5, 2))
+    read = make_opening(0.004).read(entries, nowhere, depths, 0.0001, (0.0, 0.0), np.eye(2))
+    assert read.rim_mean == pytest.approx(0.001)
+    # Without one beyond 0.9 radii: beyond 0.9 of the farthest, 0.63.
+    read = make_opening(0.004).read(entries[:4], nowhere[:4], depths[:4], 0.0001, (0.0, 0.0), np.eye(2))
+    assert read.rim_mean == pytest.approx(0.0025)
+
+
 @given(ratio=st.floats(0.05, 2.0))
 def test_cap_volume_is_the_integral_of_its_depth(ratio: float) -> None:
     cap = EllipsoidCap(1.0, ratio)

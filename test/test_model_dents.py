@@ -63,6 +63,17 @@ def test_a_lit_part_of_a_cavity_is_added_and_the_rim_within_it_goes(spacing_px: 
     assert rim[70:90, 72:80].max() == 1.0  # the rim that is one stays
 
 
+def test_a_mask_grows_as_far_as_the_network_sees_an_airhole_faintly():
+    faint, rim = 0.3 * disc(CENTRE, RADIUS_PX), np.zeros((HEIGHT, WIDTH), np.float32)
+    seed = disc((CENTRE[0] - 17.0, CENTRE[1]), 5.0)
+    sure = np.maximum(faint, 0.97 * seed)
+    grow_over_dents(sure, rim, *see_cavity(2.0))
+    assert iou(sure, disc(CENTRE, RADIUS_PX)) > 0.9  # drawn in cells of two pixels
+    alone = 0.97 * seed
+    grow_over_dents(alone, rim, *see_cavity(2.0))
+    assert iou(alone, disc(CENTRE, RADIUS_PX)) < 0.5  # a dent of that size need not be an airhole
+
+
 def test_what_is_right_stays_as_it_is():
     whole = 0.97 * disc(CENTRE, RADIUS_PX)
     mask, rim = whole.copy(), np.zeros_like(whole)

@@ -68,6 +68,17 @@ def test_a_neck_is_none_where_range_shows_one_cavity():
     assert len(split_instances(mask, nothing, DetectionConfig(), noise_alone)) == 2
 
 
+def test_a_rim_across_is_none_where_range_shows_one_cavity():
+    # The edge of a shadow looks like a rim.
+    mask, rim = disc(18.0, 80.0, 60.0), np.zeros((120, 160), np.float32)
+    rim[:, 83:86] = 0.9 * mask[:, 83:86]
+    assert len(split_instances(mask, rim, DetectionConfig())) == 2
+    (whole,) = split_instances(mask, rim, DetectionConfig(), range_maps(cap_mm(18.0, 80.0, 60.0, 4.0)))
+    assert whole.area_px == pytest.approx(np.pi * 18.0**2, rel=0.02)
+    wall_between = np.maximum(cap_mm(12.0, 72.0, 60.0, 4.0), cap_mm(7.0, 91.0, 60.0, 2.0))
+    assert len(split_instances(mask, rim, DetectionConfig(), range_maps(wall_between))) == 2
+
+
 def test_a_bean_a_star_and_a_slot_are_one_airhole_each():
     no_rim = np.zeros((120, 160), np.float32)
     bean = np.maximum.reduce([disc(8, 50 + 4 * step, 60 - 0.4 * step**2) for step in range(-3, 4)])

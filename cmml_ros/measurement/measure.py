@@ -267,7 +267,7 @@ def _measure_one(
     )
     cavity = fit_cavity(opening, readings, prior, use_depth_prior=undecided)
     volume, depth = cavity.volume, cavity.depth_max
-    rim_depth = mean_depth if math.isnan(readings.rim_mean) else max(readings.rim_mean, 0.0)
+    rim_depth = max(readings.rim_mean, 0.0)
     perimeter = seen.perimeter_px * math.sqrt(rim.area / seen.area_px)
     spacing = math.sqrt(rim.area / readings.number)
     footprint = Footprint.of_readings(config.footprint_ratio, spacing, opening.radius)

@@ -52,7 +52,7 @@ _MAX_LATERAL_STD = 0.2
 _NEAR = 0.3
 # Readings beyond so many radii lie under an undercut rim, outside the rim polygon.
 _UNDERCUT = 1.1
-# Readings beyond so many radii tell how deep it is at the rim.
+# Readings beyond so many radii, or so much of the farthest where none are, tell how deep it is at the rim.
 _RIM_ZONE = 0.9
 _NEWTON_STEPS = 8
 _OUTLIER = 6.0
@@ -107,7 +107,7 @@ class Readings(NamedTuple):
 
     entries: (N, 2) where their rays pass the opening. drifts: (N, 2) how far a ray goes sideways per metre of depth.
     depths: (N,) below the surface. std: white noise of one depth, metres. All on the plane of an `Opening`.
-    mean: of the depths without gross outliers. rim_mean: of those that end near the rim. NaN where there are none.
+    mean: of the depths without gross outliers. rim_mean: of those that end nearest to the rim. NaN without any.
     """
 
     entries: Array
@@ -416,7 +416,8 @@ def _read(
 ) -> tuple[Array, Array, Array, float, float]:
     """Entries, drifts, depths and the means of the `Readings` that end within the rim, to three deviations."""
     places, ways, kept = np.empty_like(entries), np.empty_like(drifts), np.empty_like(depths)
-    count, rim_count, rim_total = 0, 0, 0.0
+    squares = np.empty_like(depths)  # of the places in radii
+    count, farthest = 0, 0.0
     for i in range(len(depths)):
         x, y = entries[i, 0] - centre_x, entries[i, 1] - centre_y
         dx, dy = drifts[i]
@@ -428,11 +429,15 @@ def _read(
         if squared < ((_UNDERCUT + play) * circle) ** 2:
             places[count, 0], places[count, 1] = x, y
             ways[count, 0], ways[count, 1] = dx, dy
-            kept[count] = depths[i]
+            kept[count], squares[count] = depths[i], squared / (circle * circle)
+            farthest = max(farthest, squares[count])
             count += 1
-            if squared > (_RIM_ZONE * circle) ** 2:
-                rim_count += 1
-                rim_total += depths[i]
+    limit = _RIM_ZONE**2 * (1.0 if farthest > _RIM_ZONE**2 else farthest)
+    rim_count, rim_total = 0, 0.0
+    for i in range(count):
+        if squares[i] > limit:
+            rim_count += 1
+            rim_total += kept[i]
     rim_mean = rim_total / rim_count if rim_count > 0 else math.nan
     return places[:count], ways[:count], kept[:count], _robust_mean(kept[:count]), rim_mean
 

@@ -32,8 +32,10 @@ _PLAIN = 4.0
 _RIM_SHARE = 0.05
 _NEAREST_OF_SEVERAL = 2.0
 _LEAST_CLEARANCE = 0.5
-# A part reaches no farther than this share of the diameter of its mask, and has so many cells away from the old rim.
+# A part reaches no farther than this share of the diameter of its mask, or as far as the network sees so much of an
+# airhole, and has so many cells away from the old rim.
 _REACH_RATIO = 0.75
+_FAINT = 0.1
 _LEAST_CELLS = 2
 _LEAST_MASK_CELLS = 4
 _INSIDE = 0.99
@@ -56,17 +58,22 @@ def grow_over_dents(
     if relief is None:
         return
     # A cell is about the pixel of twice its row and column.
-    inside = (mask[::RANGE_STRIDE, ::RANGE_STRIDE] >= 0.5).view(np.uint8)
+    small = mask[::RANGE_STRIDE, ::RANGE_STRIDE]
+    inside, faint = (small >= 0.5).view(np.uint8), small >= _FAINT
     beyond = relief.plain & (cv2.dilate(inside, relief.gap) == 0)
     count, owners, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     touched = [index for index in range(1, count) if _may_grow(boxes[index], beyond)]
     if not touched:
         return
     clearance_m = relief.clear(nearest_by_cell(pixels, behind_m, *mask.shape))
+    _, wholes, whole_boxes, _ = cv2.connectedComponentsWithStats(faint.view(np.uint8), connectivity=8)
     for index in touched:
         window = _window(boxes[index], inside.shape)
+        whole = wholes[window][owners[window] == index][0]
+        window = _join(window, _window(whole_boxes[whole], inside.shape))
         own = owners[window] == index
-        free = owners[window] == 0
+        away = cv2.distanceTransform((~own).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+        free = (owners[window] == 0) & ((away <= _reach(own.sum())) | (wholes[window] == whole))
         part = _find_part(own, free, relief.depth_m[window], relief.plain[window], clearance_m[window], relief)
         if part is not None:
             _draw(own | part, part, window, mask, rim)
@@ -165,6 +172,11 @@ def _window(box: NDArray[np.int32], shape: tuple[int, ...]) -> tuple[slice, slic
     )
 
 
+def _join(one: tuple[slice, slice], other: tuple[slice, slice]) -> tuple[slice, slice]:
+    rows, columns = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+    return rows, columns
+
+
 def _reach(area: float) -> float:
     return _REACH_RATIO * 2.0 * math.sqrt(area / math.pi)
 
@@ -172,12 +184,11 @@ def _reach(area: float) -> float:
 def _find_part(
     own: Bools, free: Bools, depth_m: Floats, plain: Bools, clearance_m: Floats, relief: _Relief
 ) -> Bools | None:
-    """Cells (h, w) of the dent that `own` is a part of and that are not in it, None where these are too few."""
+    """Cells (h, w) of the dent that `own` is a part of, from `free`, None where these are too few."""
     level_m = _RIM_SHARE * float(np.median(depth_m[own]))
     noise_m = relief.noise_m
     clear = clearance_m > max(level_m - _NEAREST_OF_SEVERAL * noise_m, -_LEAST_CLEARANCE * noise_m)
-    away = cv2.distanceTransform((~own).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-    dent = own | (free & plain & clear & (depth_m > level_m) & (away <= _reach(own.sum())))
+    dent = own | (free & plain & clear & (depth_m > level_m))
     _, pieces = cv2.connectedComponents(dent.view(np.uint8), connectivity=4)
     extra = np.isin(pieces, np.unique(pieces[own])) & ~own
     core = extra & (cv2.dilate(own.view(np.uint8), relief.gap) == 0)

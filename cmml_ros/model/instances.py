@@ -31,8 +31,8 @@ _NECK_RATIO = 0.9
 _LEAST_WIDTH_RATIO = 0.5
 _LEAST_HALF_WIDTH_PX = 1.5
 _NECK_LEVELS = 10
-# Range says what a neck is where so many cells of its maps have readings there, and these lie behind the surface by so
-# many deviations of their mean.
+# Range says what a rim or a neck is where so many cells of its maps have readings there, and these lie behind the
+# surface by so many deviations of their mean.
 _LEAST_READINGS = 2.0
 _PLAIN = 4.0
 _NECK_KERNEL = np.ones((5, 5), np.uint8)
@@ -50,7 +50,7 @@ def split_instances(
 
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims, and
     at necks: the cores (inside, not on the rim) grow over the mask, each to what is nearest to it. range_maps: those of
-    `range_features`, where there are any; a neck as deep as what it parts is none.
+    `range_features`, where there are any; a rim or neck as deep as what it parts is none.
     """
     # Pixels that touch at a corner belong together. Outlines take a tenth of the time of labels for all pixels.
     above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
@@ -107,6 +107,8 @@ def _part_touching(
 ) -> NDArray[np.int32]:
     """Labels 1..n of the airholes in one blob, 0 outside it. own, rim: (h, w), in `window` of the picture."""
     owners = _part_along_rims(own, rim)
+    if range_maps is not None and owners.max() > 1:
+        owners = _join_dents(owners, range_maps, window)
     for owner in range(1, int(owners.max()) + 1):
         pieces = _part_at_necks(owners == owner)
         if range_maps is not None and pieces.max() > 1:
@@ -164,9 +166,9 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
 def _join_dents(
     pieces: NDArray[np.int32], range_maps: NDArray[np.float32], window: tuple[slice, slice]
 ) -> NDArray[np.int32]:
-    """`pieces`, (h, w), those joined between which range sees no wall: the neck is deeper than the median of either.
+    """`pieces`, (h, w), those joined between which range sees no wall: the neck is as deep as the median of either.
 
-    The edge of a shadow in an airhole looks like a neck, too.
+    The edge of a shadow in an airhole looks like a rim or a neck, too.
     """
     rows, columns = (np.arange(side.start, side.stop) // RANGE_STRIDE for side in window)
     behind, scatter, support = range_maps[:, rows[:, None], columns]
@@ -180,9 +182,9 @@ def _join_dents(
             readings = int((neck & (support == 1.0)).sum()) / RANGE_STRIDE**2
             if readings < _LEAST_READINGS:
                 continue
-            depth = float(np.median(behind[neck]))
-            plain = _PLAIN * float(scatter.max()) / np.sqrt(readings)
-            if depth > max(plain, float(np.median(behind[first])), float(np.median(behind[second]))):
+            std = np.sinh(scatter.max()) / np.sqrt(readings)  # as depths in the scale of the maps
+            depth, *beside = (np.sinh(np.median(behind[part])) for part in (neck, first, second))
+            if depth > max(_PLAIN * std, max(beside) - std):
                 numbers[numbers == numbers[other]] = numbers[one]
     return np.unique(numbers, return_inverse=True)[1].astype(np.int32)[pieces]
 
