@@ -13,6 +13,7 @@ from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, Readi
 
 Array = NDArray[np.float64]
 RADIUS = 0.005
+LATERAL_STD = 0.0003
 PRIOR = Prior(depth_mean=0.0035, depth_std=0.002, shape_std=0.2)
 
 
@@ -105,7 +106,7 @@ def test_a_traced_ray_ends_on_the_cap(ratio: float, x: float, y: float, drift: f
 def test_many_readings_decide(ratio: float, drift: float) -> None:
     cap = EllipsoidCap(RADIUS, ratio * RADIUS)
     readings = read_cap(cap, 300, 0.00005, np.random.default_rng(0), (drift, 0.0))
-    cavity = fit_cavity(make_opening(), readings, PRIOR, use_depth_prior=False)
+    cavity = fit_cavity(make_opening(), readings, PRIOR, LATERAL_STD, use_depth_prior=False)
     assert cavity.volume.mean == pytest.approx(cap.volume, rel=0.02)
     assert cavity.depth_max.mean == pytest.approx(cap.depth, rel=0.02)
     assert abs(cavity.volume.mean - cap.volume) < 3.0 * cavity.volume.std
@@ -114,15 +115,17 @@ def test_many_readings_decide(ratio: float, drift: float) -> None:
 def test_hidden_wall_enlarges_the_deviation() -> None:
     rng = np.random.default_rng(1)
     cap = EllipsoidCap(RADIUS, RADIUS)
-    straight = fit_cavity(make_opening(), read_cap(cap, 200, 2e-5, rng), PRIOR, use_depth_prior=False)
-    oblique = fit_cavity(make_opening(), read_cap(cap, 200, 2e-5, rng, (1.7, 0.0)), PRIOR, use_depth_prior=False)
+    straight = fit_cavity(make_opening(), read_cap(cap, 200, 2e-5, rng), PRIOR, LATERAL_STD, use_depth_prior=False)
+    oblique = fit_cavity(
+        make_opening(), read_cap(cap, 200, 2e-5, rng, (1.7, 0.0)), PRIOR, LATERAL_STD, use_depth_prior=False
+    )
     assert oblique.volume.shape_variance > 4.0 * straight.volume.shape_variance
 
 
 def test_readings_that_say_nothing_leave_the_prior() -> None:
     cap = EllipsoidCap(RADIUS, PRIOR.depth_mean)
     readings = read_cap(cap, 3, 1.0, np.random.default_rng(2))
-    cavity = fit_cavity(make_opening(), readings, PRIOR, use_depth_prior=True)
+    cavity = fit_cavity(make_opening(), readings, PRIOR, LATERAL_STD, use_depth_prior=True)
     assert cavity.volume.mean == pytest.approx(cap.volume, rel=0.05)
     assert cavity.volume.std == pytest.approx(cavity.volume_prior_std, rel=0.1)
     assert cavity.depth_max.std == pytest.approx(math.hypot(PRIOR.depth_std, 0.2 * PRIOR.depth_mean), rel=0.1)
@@ -148,7 +151,7 @@ def test_variance_beyond_white_noise_over_what_was_expected(white: float, square
 def test_few_good_readings_move_the_prior() -> None:
     cap = EllipsoidCap(RADIUS, 0.0020)
     readings = read_cap(cap, 4, 0.0001, np.random.default_rng(3))
-    cavity = fit_cavity(make_opening(), readings, PRIOR, use_depth_prior=True)
+    cavity = fit_cavity(make_opening(), readings, PRIOR, LATERAL_STD, use_depth_prior=True)
     assert cavity.volume.std < 0.3 * cavity.volume_prior_std
     assert abs(cavity.volume.mean - cap.volume) < 2.0 * cavity.volume.std
 
@@ -160,7 +163,11 @@ def test_outliers_are_left_out() -> None:
     spoiled = readings.depths.copy()
     spoiled[:10] += rng.choice([-1.0, 1.0], 10) * 0.02
     cavity = fit_cavity(
-        make_opening(), Readings(readings.entries, readings.drifts, spoiled, 0.0001), PRIOR, use_depth_prior=False
+        make_opening(),
+        Readings(readings.entries, readings.drifts, spoiled, 0.0001),
+        PRIOR,
+        LATERAL_STD,
+        use_depth_prior=False,
     )
     assert cavity.volume.mean == pytest.approx(cap.volume, rel=0.02)
     assert cavity.depth_max.mean == pytest.approx(cap.depth, rel=0.03)
@@ -169,5 +176,7 @@ def test_outliers_are_left_out() -> None:
 def test_a_common_error_moves_the_volume_by_its_response() -> None:
     readings = read_cap(EllipsoidCap(RADIUS, 0.003), 200, 0.0001, np.random.default_rng(5))
     shifted = Readings(readings.entries, readings.drifts, readings.depths + 0.00005, readings.std)
-    before, after = (fit_cavity(make_opening(), r, PRIOR, use_depth_prior=False).volume for r in (readings, shifted))
+    before, after = (
+        fit_cavity(make_opening(), r, PRIOR, LATERAL_STD, use_depth_prior=False).volume for r in (readings, shifted)
+    )
     assert after.mean - before.mean == pytest.approx(before.common_response * 0.00005, rel=0.1)

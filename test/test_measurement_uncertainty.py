@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from cmml_ros.measurement.uncertainty import Budget, Footprint, assume_range_bias, find_undamaged_std
+from cmml_ros.measurement.uncertainty import (
+    Budget,
+    Footprint,
+    assume_range_bias,
+    find_lateral_std,
+    find_undamaged_std,
+)
 
 
 def test_variances_add() -> None:
@@ -40,6 +46,14 @@ def test_a_footprint_costs_volume_along_the_rim_and_depth_at_the_floor() -> None
     assert footprint.lost_volume(0.04, 0.003) == pytest.approx(0.1 * 0.001 * 0.04 * 0.003)
     assert footprint.lost_volume(0.04, math.nan) == 0.0
     assert footprint.lost_depth(120.0) == pytest.approx(1e-5)
+
+
+def test_a_reading_belongs_to_half_a_distance_alone_and_to_its_footprint_among_those_of_other_views() -> None:
+    assert find_lateral_std(0.002, 0.006) == pytest.approx(0.0010)
+    assert find_lateral_std(0.004, 0.006) == pytest.approx(0.0012)  # a fifth of a radius at most
+    # A millimetre wide, evenly spread; 0.05 radii of 6 mm beside that.
+    assert Footprint(0.001).lateral_std(0.006) == pytest.approx(math.hypot(0.001 / math.sqrt(12.0), 0.0003))
+    assert Footprint(0.0).lateral_std(0.006) == pytest.approx(0.0003)
 
 
 def test_beside_the_cavity_are_rim_surface_and_bias() -> None:

@@ -28,6 +28,7 @@ from cmml_ros.measurement.uncertainty import (
     ExtrinsicStd,
     Footprint,
     assume_range_bias,
+    find_lateral_std,
     find_undamaged_std,
 )
 
@@ -265,11 +266,12 @@ def _measure_one(
         depth_std=config.prior_depth_ratio_std * diameter,
         shape_std=config.prior_shape_ratio_std,
     )
-    cavity = fit_cavity(opening, readings, prior, use_depth_prior=undecided)
+    spacing = math.sqrt(rim.area / readings.number)
+    lateral_std = find_lateral_std(spacing, opening.radius)
+    cavity = fit_cavity(opening, readings, prior, lateral_std, use_depth_prior=undecided)
     volume, depth = cavity.volume, cavity.depth_max
     rim_depth = max(readings.rim_mean, 0.0)
     perimeter = seen.perimeter_px * math.sqrt(rim.area / seen.area_px)
-    spacing = math.sqrt(rim.area / readings.number)
     footprint = Footprint.of_readings(config.footprint_ratio, spacing, opening.radius)
     spilled = footprint.lost_volume(perimeter, readings.rim_mean)
     blurred = footprint.lost_depth(EllipsoidCap(opening.radius, max(depth.mean, 0.0)).curvature)

@@ -108,8 +108,9 @@ class CavityReadings:
             config.prior_shape_ratio_std,
         )
         few = readings.number < config.min_points
-        cavity = fit_cavity(opening, readings, prior, use_depth_prior=few)
         footprint = Footprint.of_readings(config.footprint_ratio, self.spacing_m, opening.radius)
+        lateral_std = footprint.lateral_std(opening.radius)
+        cavity = fit_cavity(opening, readings, prior, lateral_std, use_depth_prior=few)
         spilled = footprint.lost_volume(perimeter, readings.rim_mean)
         shape_variance = cavity.volume.shape_variance + (FOOTPRINT_DOUBT * spilled) ** 2
         return PooledCavity(cavity.volume.mean + spilled, cavity.volume.noise_variance, shape_variance)

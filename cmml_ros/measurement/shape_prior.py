@@ -45,9 +45,6 @@ _ELLIPSOID, _BOX = 0.5, 0.2
 # seen would say too much about those that are hidden.
 _STEEPNESS_STD = 0.3
 _STEEPNESS_HARMONICS = 6
-# A sensor averages over about the distance of its points, so a reading belongs to a place known to this share of it.
-_LATERAL_STD = 0.5
-_MAX_LATERAL_STD = 0.2
 # So far from a reading, in radii, a place counts as unseen.
 _NEAR = 0.3
 # Readings beyond so many radii lie under an undercut rim, outside the rim polygon.
@@ -192,8 +189,12 @@ class EllipsoidCap(NamedTuple):
         return self.trace(places, np.zeros_like(places))
 
 
-def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_prior: bool) -> CavityPosterior:
+def fit_cavity(
+    opening: Opening, readings: Readings, prior: Prior, lateral_std: float, *, use_depth_prior: bool
+) -> CavityPosterior:
     """What `readings` say about depth and volume; `prior` on the depth counts only with `use_depth_prior`.
+
+    lateral_std: of the place in the cavity that each belongs to, metres.
 
     Gaussian process regression of the deviation from the cap nearest to the readings (Rasmussen and Williams 2006,
     2.2 and 2.7), with the cap's depth as its explicit basis; the volume is an integral of it (O'Hagan 1991).
@@ -204,6 +205,7 @@ def fit_cavity(opening: Opening, readings: Readings, prior: Prior, *, use_depth_
         readings.drifts,
         readings.depths,
         max(readings.std, 1e-4 * opening.radius),
+        lateral_std,
         opening.radius,
         opening.rim_angles,
         opening.rim_stretch,
@@ -572,6 +574,7 @@ def _condense(
     circle: Array,
     inliers: NDArray[np.bool_],
     noise: float,
+    lateral: float,
     radius: float,
     rim_angles: Array,
     rim_stretch: Array,
@@ -592,7 +595,6 @@ def _condense(
             count += 1
     # Where on its ray a reading belongs: noise alone would leave it on the cap, what is no noise moves it.
     trust = max(0.0, 1.0 - noise * noise / max(squared / count, noise * noise))
-    lateral = radius * min(_LATERAL_STD * math.sqrt(math.pi / count), _MAX_LATERAL_STD)
     sums = np.zeros((_CELLS * _CELLS, 4))
     for i in range(len(depths)):
         if inliers[i]:
@@ -817,6 +819,7 @@ def _infer_cavity(
     drifts: Array,
     depths: Array,
     noise: float,
+    lateral: float,
     radius: float,
     rim_angles: Array,
     rim_stretch: Array,
@@ -840,7 +843,7 @@ def _infer_cavity(
     circle = _warp(entries, drifts, rim_angles, rim_stretch)
     depth, inliers = _fit_depth(circle, depths, noise, radius, prior_depth, informed_std)
     numbers, deviations, by_depth, variances, white_variances = _condense(
-        entries, drifts, depths, circle, inliers, noise, radius, rim_angles, rim_stretch, depth
+        entries, drifts, depths, circle, inliers, noise, lateral, radius, rim_angles, rim_stretch, depth
     )
     # Without a prior on the depth the data decide it: any depth within a radius of the cap's is as good.
     shift = prior_depth - depth if use_depth_prior else 0.0

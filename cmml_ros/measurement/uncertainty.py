@@ -23,6 +23,13 @@ _SHARED = {'shape': 0.5, 'patch': 1.0, 'bias': 1.0, 'boundary': 0.8, 'calibratio
 _SPILL = 0.1
 # What a footprint costs is uncertain by half: another sensor may do otherwise.
 FOOTPRINT_DOUBT = 0.5
+# A single view says nothing of what lies between its readings, so each stands for a place known to this share of their
+# distance; no worse than to so many radii.
+_LATERAL_SHARE = 0.5
+_MAX_LATERAL = 0.2
+# Nor do those of several views, which lie between each other: they count for the middle of a cell, a sixth of a radius
+# wide, and rims are laid upon each other no better.
+_CELL_STD = 0.05
 # No footprint is wider than so many radii of the rim.
 _MAX_FOOTPRINT = 0.4
 
@@ -78,6 +85,13 @@ class Footprint:
         """`ratio` of the distance of the readings, which lie in a rim of that radius."""
         return cls(ratio * min(spacing_m, _MAX_FOOTPRINT * radius_m))
 
+    def lateral_std(self, radius_m: float) -> float:
+        """Of the place in a cavity of that radius which a reading of several views belongs to, m.
+
+        Anywhere in its footprint: what lies between the readings of one view those of the others show.
+        """
+        return math.hypot(self.width_m / math.sqrt(12.0), _CELL_STD * radius_m)
+
     def lost_volume(self, perimeter_m: float, rim_depth_m: float) -> float:
         """Along a rim where it is that deep within, m3; 0 where that is unknown (NaN)."""
         return 0.0 if math.isnan(rim_depth_m) else _SPILL * self.width_m * perimeter_m * rim_depth_m
@@ -108,6 +122,14 @@ def assume_range_bias(range_noise_m: float, configured_m: float) -> float:
     if configured_m > 0.0:
         return configured_m
     return range_noise_m if range_noise_m > TIME_OF_FLIGHT_NOISE_M else 0.0
+
+
+def find_lateral_std(spacing_m: float, radius_m: float) -> float:
+    """Of the place in a cavity of that radius which a reading of a single view belongs to, metres.
+
+    spacing_m: distance of the readings.
+    """
+    return min(_LATERAL_SHARE * spacing_m, _MAX_LATERAL * radius_m)
 
 
 def find_undamaged_std(noise_m: float, count: int, surface_std_m: float, bias_m: float) -> float:
