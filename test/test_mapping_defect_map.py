@@ -110,6 +110,32 @@ def test_fusion_weighs_by_information():
     assert fused.equivalent_diameter_m == pytest.approx(2 * sqrt(110e-6 / pi))
 
 
+@pytest.mark.parametrize(
+    ('areas_mm2', 'factor'),
+    [
+        # As far apart as was stated, 3 % of each: chi-squared is 2 (0.03 / 0.0424)^2 for one degree of freedom.
+        ((100.0, 100.0 * (1.0 + 0.03 * sqrt(2.0))), 1.0),
+        # Alike: (4 + 0) / (4 + 1).
+        ((100.0, 100.0), sqrt(4.0 / 5.0)),
+        ((100.0,) * 9, sqrt(4.0 / 12.0)),
+        # Alone it tells nothing.
+        ((100.0,), 1.0),
+    ],
+)
+def test_rims_that_scatter_less_than_stated_are_better_than_stated(areas_mm2: tuple[float, ...], factor: float):
+    defect_map = DefectMap(MapConfig())
+    for area_mm2 in areas_mm2:  # 3 % new in each view, 4 % shared
+        area = area_mm2 * 1e-6
+        stds = {'area_std_m2': 0.05 * area, 'area_systematic_std_m2': 0.04 * area}
+        observe(defect_map, make_measurement(0.1, area_m2=area, **stds))
+    fused = defect_map.entries[0].measurement
+    mean = np.mean(areas_mm2) * 1e-6
+    expected = mean * sqrt(0.03**2 / len(areas_mm2) + 0.04**2)
+    assert fused.area_m2 == pytest.approx(mean)
+    assert fused.area_std_m2 == pytest.approx(factor * expected, rel=0.01)
+    assert fused.area_systematic_std_m2 == pytest.approx(factor * 0.04 * mean, rel=0.01)
+
+
 @given(st.floats(0.01, 0.2), st.floats(0.5, 2.0))
 def test_what_is_drawn_small_counts_no_more_than_what_is_drawn_large(share, ratio):
     # Deviations that grow with the value: both views tell as much, so the mean is the middle.
@@ -138,7 +164,7 @@ def test_where_each_view_leaves_half_open_their_readings_are_measured_together()
             volume_m3=told * volume,
             volume_std_m3=0.2 * volume,
             volume_systematic_std_m3=0.14 * volume,
-            volume_budget=Budget(shape=(0.2 * volume) ** 2 - 1e-20, boundary=1e-20),
+            volume_budget=Budget(shape=(0.2 * volume) ** 2 - 2e-20, surface=1e-20, boundary=1e-20),
             readings=readings,
         )
         observe(defect_map, view, camera_x_m=told)

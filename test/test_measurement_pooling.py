@@ -62,6 +62,8 @@ def test_another_view_fills_in_what_one_leaves_open():
     assert alone is not None
     assert together is not None
     assert together.shape_variance < 0.1 * alone.shape_variance
+    assert alone.unseen_share > 0.4
+    assert together.unseen_share < 0.05
     assert together.volume == pytest.approx(CAP.volume, rel=0.02)
 
 

@@ -56,6 +56,6 @@ def test_a_reading_belongs_to_half_a_distance_alone_and_to_its_footprint_among_t
     assert Footprint(0.0).lateral_std(0.006) == pytest.approx(0.0003)
 
 
-def test_beside_the_cavity_are_rim_surface_and_bias() -> None:
+def test_beside_the_cavity_and_its_rim_are_surface_and_bias() -> None:
     budget = Budget(noise=1.0, surface=2.0, scale=3.0, shape=4.0, patch=5.0, bias=6.0, boundary=7.0, calibration=8.0)
-    assert budget.beside_cavity.std == pytest.approx(math.sqrt(2 + 3 + 5 + 6 + 7 + 8))
+    assert budget.beside_cavity.std == pytest.approx(math.sqrt(2 + 3 + 5 + 6 + 8))

@@ -21,6 +21,7 @@ from cmml_ros.mapping.fusion import Columns, Fusion
 from cmml_ros.mapping.views import FrameViews
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.pooling import CavityReadings
+from cmml_ros.measurement.shape_prior import MAX_UNSEEN_SHARE
 from cmml_ros.measurement.uncertainty import UPPER_95
 
 Array = NDArray[np.float64]
@@ -205,8 +206,8 @@ class DefectMap:
         )
         self._place = Fusion(6)
         self._area, self._depth, self._volume = (Fusion(width, proportional=True) for width in (3, 1, 2))
-        # What deviates in a volume beside what its readings do or leave undone.
-        self._beside = Fusion(1, proportional=True)
+        # What deviates in a volume by its rim, and beside that and what its readings do or leave undone.
+        self._rim, self._beside = Fusion(1, proportional=True), Fusion(1, proportional=True)
 
     @property
     def _listed(self) -> NDArray[np.bool_]:
@@ -216,7 +217,7 @@ class DefectMap:
     def _begin(self, count: int) -> Integers:
         """Rows of `count` airholes that are new."""
         first = len(self._tracks)
-        for rows in (self._tracks, self._place, self._area, self._depth, self._volume, self._beside):
+        for rows in (self._tracks, self._place, self._area, self._depth, self._volume, self._rim, self._beside):
             rows.extend(count)
         self._sized += [(_NOTHING, None)] * count
         self._filled += [_NOTHING] * count
@@ -337,9 +338,11 @@ class DefectMap:
             views.volume_systematic_stds,
             views.point_counts,
         )
-        self._beside.add(
-            rows, views.volume_statuses, views.volumes[:, :1], views.beside_stds, views.beside_systematic_stds
-        )
+        for fusion, stds, systematic_stds in (
+            (self._rim, views.rim_stds, views.rim_systematic_stds),
+            (self._beside, views.beside_stds, views.beside_systematic_stds),
+        ):
+            fusion.add(rows, views.volume_statuses, views.volumes[:, :1], stds, systematic_stds)
         for row, defect in zip(rows.tolist(), defects, strict=True):
             readings = defect.measurement.readings
             if readings is not None:
@@ -457,10 +460,17 @@ class DefectMap:
     def _make_entries(self, stale: list[int]) -> None:
         """Infer what is known of these rows."""
         rows, tracks = np.array(stale, np.int64), self._tracks
-        area_stds, depth_stds, volume_stds, beside_stds = (
-            np.column_stack(fusion.stds(rows)).tolist()
-            for fusion in (self._area, self._depth, self._volume, self._beside)
+        area_stds, depth_stds, volume_stds, rim_stds, beside_stds = (
+            np.column_stack(fusion.stds(rows))
+            for fusion in (self._area, self._depth, self._volume, self._rim, self._beside)
         )
+        # Rims that are drawn alike in all views are better than they say, and others worse.
+        scatters = self._area.scatters(rows)[:, None]
+        area_stds *= scatters
+        rim_stds = np.nan_to_num(rim_stds)
+        apart = np.fmax(volume_stds**2 - rim_stds**2, 0.0)
+        volume_stds = np.where(np.isnan(volume_stds), np.nan, np.sqrt(apart + (scatters * rim_stds) ** 2))
+        beside_stds = np.hypot(scatters * rim_stds, beside_stds)
         sizes, volumes = self._area.means(rows).tolist(), self._volume.means(rows).tolist()
         depths, position_stds = self._depth.means(rows)[:, 0].tolist(), self._place.stds(rows)[0].tolist()
         area_statuses, volume_statuses = self._area.statuses(rows).tolist(), self._volume.statuses(rows).tolist()
@@ -469,9 +479,11 @@ class DefectMap:
             sized, T_map_sized = self._sized[row]
             area, major_axis, minor_axis = sizes[number]
             (volume, bound), volume_status = volumes[number], Status(volume_statuses[number])
-            volume_std, volume_systematic = volume_stds[number]
+            area_std, area_systematic = area_stds[number].tolist()
+            depth_std, depth_systematic = depth_stds[number].tolist()
+            volume_std, volume_systematic = volume_stds[number].tolist()
             if volume_status in _VOLUME_KNOWN:
-                pooled = self._pool(row, area, beside_stds[number])
+                pooled = self._pool(row, area, *beside_stds[number].tolist())
                 if pooled is not None and pooled[1] * volume < volume_std * pooled[0]:
                     # Over the values: a small one has a small deviation.
                     volume, volume_std, volume_systematic = pooled
@@ -483,14 +495,14 @@ class DefectMap:
                 normal=tracks['normal'][row].copy(),
                 outline=sized.outline if T_map_sized is None else T_map_sized.apply(sized.outline),
                 area_m2=area,
-                area_std_m2=area_stds[number][0],
-                area_systematic_std_m2=area_stds[number][1],
+                area_std_m2=area_std,
+                area_systematic_std_m2=area_systematic,
                 equivalent_diameter_m=2.0 * math.sqrt(area / math.pi),
                 major_axis_m=major_axis,
                 minor_axis_m=minor_axis,
                 depth_max_m=depths[number],
-                depth_max_std_m=depth_stds[number][0],
-                depth_max_systematic_std_m=depth_stds[number][1],
+                depth_max_std_m=depth_std,
+                depth_max_systematic_std_m=depth_systematic,
                 volume_m3=volume,
                 volume_std_m3=volume_std,
                 volume_systematic_std_m3=volume_systematic,
@@ -513,10 +525,13 @@ class DefectMap:
                 self._closeups[row],
             )
 
-    def _pool(self, row: int, area_m2: float, beside_stds: list[float]) -> tuple[float, float, float] | None:
-        """Volume, its deviation and the systematic part of that, of all readings together; None without several views.
+    def _pool(
+        self, row: int, area_m2: float, beside_std: float, beside_systematic_std: float
+    ) -> tuple[float, float, float] | None:
+        """Volume, its deviation and the systematic part of that, of all readings together; None without several views,
+        or where they leave much of the opening unseen.
 
-        beside_stds: deviation and its systematic part beside what the readings do or leave undone.
+        beside_std, beside_systematic_std: deviation beside what the readings do or leave undone.
         """
         readings = self._readings[row]
         if readings is None or readings.views == 1:
@@ -526,11 +541,10 @@ class DefectMap:
         if T_map_sized is not None:
             outline = outline @ T_map_sized.rotation.T
         pooled = readings.measure(outline, area_m2, self._measurement)
-        if pooled is None:
+        if pooled is None or pooled.unseen_share > MAX_UNSEEN_SHARE:
             return None
-        std, systematic_std = beside_stds
-        pooled_std = math.sqrt(pooled.noise_variance + pooled.shape_variance + std**2)
-        return pooled.volume, pooled_std, math.sqrt(pooled.shape_variance + systematic_std**2)
+        pooled_std = math.sqrt(pooled.noise_variance + pooled.shape_variance + beside_std**2)
+        return pooled.volume, pooled_std, math.sqrt(pooled.shape_variance + beside_systematic_std**2)
 
 
 def _squared(offsets: Array, covariances: Array) -> Array:

@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _NO_STATUS = 127
+# What is stated of the scatter between views counts like so many views beside what they show.
+_STATED_VIEWS = 4.0
 _UNSTATED = 1e-12  # weight of a value without a deviation, far below any other: decides only among its like
 
 
@@ -64,6 +66,7 @@ class Fusion:
             white=0.0,
             systematic=0.0,
             deviations=0.0,
+            squares=np.zeros(4),
             points=0,
             best_weight=0.0,
         )
@@ -89,7 +92,7 @@ class Fusion:
         known = self._rows
         better = status < known['status'][rows]
         more = _kind(status) < _kind(known['status'][rows])
-        for name in ('sums', 'weights', 'white', 'systematic', 'deviations', 'points'):
+        for name in ('sums', 'weights', 'white', 'systematic', 'deviations', 'squares', 'points'):
             known[name][rows[more]] = 0
         known['best_weight'][rows[better]] = 0
         known['status'][rows[better]] = status[better]
@@ -109,6 +112,12 @@ class Fusion:
         known['white'][rows] += np.where(stated, weight**2 * white_variance, 0.0)
         known['systematic'][rows] += np.where(stated, weight * systematic, 0.0)
         known['deviations'][rows] += np.where(stated, weight, 0.0)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            precision = scale**2 / white_variance
+        precision = np.where(finite[:, 0] & (white_variance > 1e-6 * std**2), precision, 0.0)
+        first = np.where(finite[:, 0], values[:, 0], 0.0)
+        terms = [precision > 0.0, precision, precision * first, precision * first**2]
+        known['squares'][rows] += np.stack(terms, axis=1)
         known['points'][rows] += np.broadcast_to(points, used.shape)[used]
         best = np.zeros(len(used), np.bool_)
         best[used] = leading[used] & (weight > known['best_weight'][rows])
@@ -128,6 +137,19 @@ class Fusion:
             systematic = self._rows['systematic'][rows] / weight
             std = np.sqrt(self._rows['white'][rows] / weight**2 + systematic**2)
         return std, systematic
+
+    def scatters(self, rows: Integers) -> Array:
+        """How far the views of each scatter in the first quantity, over what they state of it, (n,).
+
+        The root of chi-squared over its degrees of freedom (Birge, Phys. Rev. 40 (1932) 207), shrunk to one with the
+        weight of `_STATED_VIEWS`.
+        """
+        views, total, linear, square = self._rows['squares'][rows].T
+        mean = self.means(rows)[:, 0]
+        squared = np.fmax(square - 2.0 * mean * linear + mean**2 * total, 0.0)
+        if self._proportional:
+            squared = squared / mean**2
+        return np.asarray(np.sqrt((_STATED_VIEWS + squared) / (_STATED_VIEWS + np.fmax(views - 1.0, 0.0))))
 
     def statuses(self, rows: Integers) -> Integers:
         """Best status of each."""

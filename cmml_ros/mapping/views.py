@@ -37,9 +37,12 @@ class FrameViews:
         self.depth_stds, self.depth_systematic_stds = column('depth_max_std_m'), column('depth_max_systematic_std_m')
         self.volumes = np.stack([column(name) for name in ('volume_m3', 'volume_upper_bound_m3')], axis=1)
         self.volume_stds, self.volume_systematic_stds = column('volume_std_m3'), column('volume_systematic_std_m3')
-        besides = [Budget() if view.volume_budget is None else view.volume_budget.beside_cavity for view in found]
-        self.beside_stds = np.array([budget.std for budget in besides])
-        self.beside_systematic_stds = np.array([budget.systematic_std for budget in besides])
+        budgets = [view.volume_budget or Budget() for view in found]
+        besides, rims = [one.beside_cavity for one in budgets], [Budget(boundary=one.boundary) for one in budgets]
+        self.beside_stds = np.array([one.std for one in besides])
+        self.beside_systematic_stds = np.array([one.systematic_std for one in besides])
+        self.rim_stds = np.array([one.std for one in rims])
+        self.rim_systematic_stds = np.array([one.systematic_std for one in rims])
         self.diameters = column('equivalent_diameter_m')
         self._positions_camera = column('position').reshape(-1, 3)
         self._normals_camera = column('normal').reshape(-1, 3)

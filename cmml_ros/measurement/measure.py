@@ -20,7 +20,7 @@ from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.measurement.point_map import PointMap, mark_near
 from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
-from cmml_ros.measurement.shape_prior import EllipsoidCap, Opening, Prior, Readings, fit_cavity
+from cmml_ros.measurement.shape_prior import MAX_UNSEEN_SHARE, EllipsoidCap, Opening, Prior, Readings, fit_cavity
 from cmml_ros.measurement.uncertainty import (
     FOOTPRINT_DOUBT,
     UPPER_95,
@@ -46,8 +46,6 @@ _RING_GROWTH = 2.0
 _QUANTIFIED = 10.0
 # A volume is measured while what no reading saw adds no more than this share to its deviation.
 _MAX_SHAPE_SHARE = 0.15
-# Nor while more than this share of the opening has no reading nearby: a hidden floor may lie much deeper.
-_MAX_UNSEEN_SHARE = 0.2
 # Readings that need the prior inform when they bring the deviation of the volume below this share of the prior's.
 _MAX_PRIOR_SHARE = 0.5
 # Coverage from which a ray passes the opening and not its edge, over that of the rim.
@@ -303,7 +301,7 @@ def _measure_one(
         bias=(depth.common_response * bias_m) ** 2,
     )
     guessed = undecided or volume.shape_variance > (_MAX_SHAPE_SHARE * volume.mean) ** 2
-    guessed = guessed or cavity.unseen_share > _MAX_UNSEEN_SHARE
+    guessed = guessed or cavity.unseen_share > MAX_UNSEEN_SHARE
     return sized(
         Status.SHAPE_PRIOR if guessed else Status.MEASURED,
         depth_max_m=depth.mean + blurred,

@@ -28,11 +28,15 @@ _MOST = 192
 
 @dataclass(frozen=True)
 class PooledCavity:
-    """Volume, m3, and its variances: from white noise, and from what no reading saw, which all views share."""
+    """Volume, m3, and its variances: from white noise, and from what no reading saw, which all views share.
+
+    unseen_share: of the opening, where no reading ends nearby.
+    """
 
     volume: float
     noise_variance: float
     shape_variance: float
+    unseen_share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +117,9 @@ class CavityReadings:
         cavity = fit_cavity(opening, readings, prior, lateral_std, use_depth_prior=few)
         spilled = footprint.lost_volume(perimeter, readings.rim_mean)
         shape_variance = cavity.volume.shape_variance + (FOOTPRINT_DOUBT * spilled) ** 2
-        return PooledCavity(cavity.volume.mean + spilled, cavity.volume.noise_variance, shape_variance)
+        return PooledCavity(
+            cavity.volume.mean + spilled, cavity.volume.noise_variance, shape_variance, cavity.unseen_share
+        )
 
 
 @compiled

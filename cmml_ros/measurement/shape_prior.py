@@ -20,6 +20,9 @@ from cmml_ros.geometry.compiled import compiled, select
 
 Array = NDArray[np.float64]
 
+# A volume is not known while more than this share of the opening has no reading nearby: a hidden floor may lie much
+# deeper.
+MAX_UNSEEN_SHARE = 0.2
 # Readings and area are condensed on a grid of so many cells a side over the circle that the rim is warped to.
 _CELLS = 12
 # Correlation length of the deviation from a cap, in radii of the rim.

@@ -65,8 +65,8 @@ class Budget:
 
     @property
     def beside_cavity(self) -> Budget:
-        """Without what the readings in the opening do, or leave undone."""
-        return dataclasses.replace(self, noise=0.0, shape=0.0)
+        """Without what the readings in the opening do or leave undone, and without its rim."""
+        return dataclasses.replace(self, noise=0.0, shape=0.0, boundary=0.0)
 
     @property
     def stds(self) -> dict[str, float]:
