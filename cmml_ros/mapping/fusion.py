@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ Integers = NDArray[np.int64]
 _NO_STATUS = 127
 # What is stated of the scatter between views counts like so many views beside what they show.
 _STATED_VIEWS = 4.0
+# One in four is known to a third of what it states, which is for those that light or range show badly.
+_BETTER_ODDS, _BETTER_RATIO = 1.0 / 3.0, 1.0 / 3.0
 _UNSTATED = 1e-12  # weight of a value without a deviation, far below any other: decides only among its like
 
 
@@ -139,17 +142,24 @@ class Fusion:
         return std, systematic
 
     def scatters(self, rows: Integers) -> Array:
-        """How far the views of each scatter in the first quantity, over what they state of it, (n,).
+        """How well the first quantity of each is known, over what its views state, as they scatter, (n,).
 
-        The root of chi-squared over its degrees of freedom (Birge, Phys. Rev. 40 (1932) 207), shrunk to one with the
-        weight of `_STATED_VIEWS`.
+        Root of the mean of two variances, by how probable chi-squared makes each: of those known better, and of those
+        known as stated or worse (Birge, Phys. Rev. 40 (1932) 207), shrunk to what is stated with the weight of
+        `_STATED_VIEWS`.
         """
         views, total, linear, square = self._rows['squares'][rows].T
         mean = self.means(rows)[:, 0]
         squared = np.fmax(square - 2.0 * mean * linear + mean**2 * total, 0.0)
         if self._proportional:
             squared = squared / mean**2
-        return np.asarray(np.sqrt((_STATED_VIEWS + squared) / (_STATED_VIEWS + np.fmax(views - 1.0, 0.0))))
+        freedom = np.fmax(views - 1.0, 0.0)
+        better = _BETTER_RATIO**2
+        exponent = 0.5 * squared * (1.0 / better - 1.0) + 0.5 * freedom * math.log(better)
+        share = 1.0 / (1.0 + np.exp(np.minimum(exponent, 700.0)) / _BETTER_ODDS)
+        share = np.where(freedom > 0.0, share, 0.0)  # alone it tells nothing
+        worse = np.fmax(1.0, (_STATED_VIEWS + squared) / (_STATED_VIEWS + freedom))
+        return np.asarray(np.sqrt(share * better + (1.0 - share) * worse))
 
     def statuses(self, rows: Integers) -> Integers:
         """Best status of each."""
