@@ -181,6 +181,32 @@ def test_where_each_view_leaves_half_open_their_readings_are_measured_together()
     assert fused.readings is None
 
 
+def test_where_all_views_leave_half_open_their_volumes_are_averaged():
+    # The half ellipsoid again, read on its left half only, whose floor says nothing of the other.
+    reach, angle = np.meshgrid([0.25, 0.5, 0.7, 0.85, 0.93], np.linspace(0.5 * pi, 1.5 * pi, 9))
+    places = 0.005 * np.column_stack([(reach * np.cos(angle)).ravel(), (reach * np.sin(angle)).ravel()])
+    depths = 0.003 * np.sqrt(1.0 - (places**2).sum(axis=1) / 0.005**2)
+    area = pi * 0.005**2
+    readings = CavityReadings.of_view(np.eye(3)[:2], places, np.zeros_like(places), depths, 2e-5, area)
+    fused = []
+    for kept in (readings, None):
+        defect_map = DefectMap(MapConfig())
+        for volume in (100e-9, 120e-9):
+            view = make_measurement(
+                0.1,
+                area_std_m2=1e-8,
+                volume_m3=volume,
+                volume_std_m3=0.2 * volume,
+                volume_systematic_std_m3=0.14 * volume,
+                volume_budget=Budget(shape=(0.2 * volume) ** 2 - 1e-20, surface=1e-20),
+                readings=kept,
+            )
+            observe(defect_map, view)
+        fused.append(defect_map.entries[0].measurement)
+    assert fused[0].volume_m3 == pytest.approx(110e-9)
+    assert fused[0].volume_std_m3 == fused[1].volume_std_m3
+
+
 def test_one_measured_view_outweighs_any_number_of_unmeasured_ones():
     unmeasured = {'volume_status': Status.BELOW_DETECTION_LIMIT, 'volume_m3': nan, 'volume_std_m3': nan}
     defect_map = DefectMap(MapConfig())
