@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cmml_ros.config import MapConfig, MeasurementConfig
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.defect_map import DefectMap
+from cmml_ros.mapping.fusion import Fusion
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.uncertainty import Budget
@@ -147,6 +148,16 @@ def test_what_is_drawn_small_counts_no_more_than_what_is_drawn_large(share, rati
     for area in (100e-6, ratio * 100e-6):
         observe(defect_map, make_measurement(0.1, area_m2=area, area_std_m2=share * area))
     assert defect_map.entries[0].measurement.area_m2 == pytest.approx(50e-6 * (1.0 + ratio))
+
+
+def test_a_part_of_a_deviation_is_fused_by_the_weights_of_the_whole():
+    # A view whose rim reads no depth states that the rim costs nothing; it counts no more for that.
+    fusion, row, status = Fusion(1, proportional=True), np.array([0]), np.array([int(Status.MEASURED)])
+    fusion.extend(1)
+    for part in (0.0, 0.08):
+        part_std = np.array([part])
+        fusion.add(row, status, np.array([[1.0]]), part_std, part_std, weighed_by=np.array([0.1]))
+    assert fusion.stds(row)[0] == pytest.approx([0.04])
 
 
 def test_where_each_view_leaves_half_open_their_readings_are_measured_together():

@@ -342,7 +342,14 @@ class DefectMap:
             (self._rim, views.rim_stds, views.rim_systematic_stds),
             (self._beside, views.beside_stds, views.beside_systematic_stds),
         ):
-            fusion.add(rows, views.volume_statuses, views.volumes[:, :1], stds, systematic_stds)
+            fusion.add(
+                rows,
+                views.volume_statuses,
+                views.volumes[:, :1],
+                stds,
+                systematic_stds,
+                weighed_by=views.volume_stds,
+            )
         for row, defect in zip(rows.tolist(), defects, strict=True):
             readings = defect.measurement.readings
             if readings is not None:

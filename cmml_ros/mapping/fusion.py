@@ -86,12 +86,15 @@ class Fusion:
         std: Array,
         systematic_std: Array,
         points: Integers | int = 0,
+        weighed_by: Array | None = None,
     ) -> NDArray[np.bool_]:
         """Fold one view into each of `rows`, all different; tells for which it is the best one so far.
 
         The best one has the smallest deviation among those of the best status. values: (n, width), NaN where unknown.
-        std, systematic_std: (n,). points: range points in it.
+        std, systematic_std: (n,). points: range points in it. weighed_by: (n,) the deviation that makes the weights,
+        where `std` is only a part of it.
         """
+        weighed_by = std if weighed_by is None else weighed_by
         known = self._rows
         better = status < known['status'][rows]
         more = _kind(status) < _kind(known['status'][rows])
@@ -102,11 +105,12 @@ class Fusion:
         leading = status == known['status'][rows]
         used = _kind(status) == _kind(known['status'][rows])
         rows, values, std, systematic_std = rows[used], values[used], std[used], systematic_std[used]
-        stated = np.isfinite(std) & (std > 0.0)
+        weighed_by = weighed_by[used]
+        stated = np.isfinite(std) & np.isfinite(weighed_by) & (weighed_by > 0.0)
         # A value below its deviation is noise, and no scale for it.
-        scale = np.fmax(np.abs(values[:, 0]), std) if self._proportional else np.ones(len(rows))
+        scale = np.fmax(np.abs(values[:, 0]), weighed_by) if self._proportional else np.ones(len(rows))
         with np.errstate(divide='ignore', invalid='ignore'):
-            weight = np.where(stated, (scale / std) ** 2, _UNSTATED)
+            weight = np.where(stated, (scale / weighed_by) ** 2, _UNSTATED)
         systematic = np.where(np.isfinite(systematic_std), np.minimum(systematic_std, std), std)
         white_variance = np.where(stated, std**2 - systematic**2, 0.0)
         finite = np.isfinite(values)
