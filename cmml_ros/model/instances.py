@@ -32,9 +32,11 @@ _LEAST_WIDTH_RATIO = 0.5
 _LEAST_HALF_WIDTH_PX = 1.5
 _NECK_LEVELS = 10
 # Range says what a rim or a neck is where so many cells of its maps have readings there, and these lie behind the
-# surface by so many deviations of their mean.
+# surface by so many deviations of their mean, and deeper than what is parted by so many: what the picture shows stands
+# until range is plain.
 _LEAST_READINGS = 2.0
 _PLAIN = 4.0
+_DEEPER = 2.0
 _NECK_KERNEL = np.ones((5, 5), np.uint8)
 # Necks are looked for in the blob at this area: between the pixels of small ones, in no time in large ones.
 _NECK_AREA_PX = 2000.0
@@ -166,7 +168,7 @@ def _part_at_necks(own: NDArray[np.bool_]) -> NDArray[np.int32]:
 def _join_dents(
     pieces: NDArray[np.int32], range_maps: NDArray[np.float32], window: tuple[slice, slice]
 ) -> NDArray[np.int32]:
-    """`pieces`, (h, w), those joined between which range sees no wall: the neck is as deep as the median of either.
+    """`pieces`, (h, w), those joined between which range sees no wall: the neck is deeper than the median of either.
 
     The edge of a shadow in an airhole looks like a rim or a neck, too.
     """
@@ -184,7 +186,7 @@ def _join_dents(
                 continue
             std = np.sinh(scatter.max()) / np.sqrt(readings)  # as depths in the scale of the maps
             depth, *beside = (np.sinh(np.median(behind[part])) for part in (neck, first, second))
-            if depth > max(_PLAIN * std, max(beside) - std):
+            if depth > max(_PLAIN * std, max(beside) + _DEEPER * std):
                 numbers[numbers == numbers[other]] = numbers[one]
     return np.unique(numbers, return_inverse=True)[1].astype(np.int32)[pieces]
 
