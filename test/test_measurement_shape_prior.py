@@ -66,6 +66,9 @@ def test_the_readings_nearest_to_the_rim_tell_how_deep_it_is_there() -> None:
     # Without one beyond 0.9 radii: beyond 0.9 of the farthest, 0.63.
     read = make_opening(0.004).read(entries[:4], nowhere[:4], depths[:4], 0.0001, (0.0, 0.0), np.eye(2))
     assert read.rim_mean == pytest.approx(0.0025)
+    # One alone, in the very middle, is the nearest, too.
+    read = make_opening(0.004).read(nowhere[:1], nowhere[:1], depths[:1], 0.0001, (0.0, 0.0), np.eye(2))
+    assert read.rim_mean == pytest.approx(0.005)
 
 
 @given(ratio=st.floats(0.05, 2.0))

@@ -440,7 +440,7 @@ def _read(
     limit = _RIM_ZONE**2 * (1.0 if farthest > _RIM_ZONE**2 else farthest)
     rim_count, rim_total = 0, 0.0
     for i in range(count):
-        if squares[i] > limit:
+        if squares[i] >= limit:
             rim_count += 1
             rim_total += kept[i]
     rim_mean = rim_total / rim_count if rim_count > 0 else math.nan
