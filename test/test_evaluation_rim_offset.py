@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cmml_ros.evaluation.rim_offset import RimOffset, format_rim_offsets
+from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.measurement.rim import find_perimeter, find_softness
+from cmml_ros.measurement.rim import see_rims
 
 
 def disc(radius_px: float, softness_px: float = 0.0) -> InstanceMask:
@@ -33,7 +34,9 @@ def test_softness_is_what_the_log_odds_move_a_rim_by() -> None:
     odds = before.coverage * math.exp(0.2)
     raised = InstanceMask((odds / (1.0 - before.coverage + odds)).astype(np.float32), 0, 0, 1.0)
     moved = RimOffset.between(before, raised)
-    softness_px = find_softness(raised, find_perimeter(raised))
+    (seen,) = see_rims([raised], Camera(640, 480, 1000.0, 1000.0, 319.5, 239.5))
+    assert seen is not None
+    softness_px = seen.softness_px
     assert moved.offset_px == pytest.approx(0.2 * softness_px, rel=0.05)
     assert softness_px == pytest.approx(0.6, rel=0.12)  # and what a pixel's own width adds
 

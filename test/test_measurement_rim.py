@@ -12,7 +12,7 @@ from cmml_ros.errors import SurfaceError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface
-from cmml_ros.measurement.rim import Rim, find_boundary_std, find_softness, outline_in_image, see_rims
+from cmml_ros.measurement.rim import Rim, find_boundary_std, outline_in_image, see_rims
 
 Array = NDArray[np.float64]
 CAMERA = Camera(640, 480, 800.0, 780.0, 319.5, 239.5)
@@ -134,7 +134,9 @@ def test_the_boundary_is_as_uncertain_as_the_mask_is_soft() -> None:
     perimeter = 2.0 * math.pi * radius
 
     def std_of_mask(mask: InstanceMask) -> float:
-        return find_boundary_std(find_softness(mask, perimeter), perimeter)
+        (seen,) = see_rims([mask], CAMERA)
+        assert seen is not None
+        return find_boundary_std(seen.softness_px * seen.perimeter_px / perimeter, perimeter)  # per pixel of the circle
 
     def std_of(coverage: np.ndarray) -> float:
         mean = coverage.reshape(size, 8, size, 8).mean(axis=(1, 3)).astype(np.float32)

@@ -99,7 +99,7 @@ class Camera:
 
         And their pixels (K, 2) and indices (K,), in the order of the points. As `project` says, in a third of its time.
         """
-        from cmml_ros.geometry.compiled import as_compiled  # numba, as in `_undistort`
+        from cmml_ros.geometry.compiled import as_compiled  # numba, as in `undistort`
         from cmml_ros.geometry.lens import project_seen
 
         return project_seen(

@@ -35,14 +35,6 @@ def find_perimeter(mask: InstanceMask) -> float:
     return _perimeter(outline_in_image(mask))
 
 
-def find_softness(mask: InstanceMask, perimeter_px: float) -> float:
-    """Scale w of the mask's fall across its rim, pixels: how far one more in the log-odds moves the rim.
-
-    For a mask that falls off logistically with scale w, the sum of p (1 - p) per pixel of rim is w.
-    """
-    return _sum_up(as_compiled(mask.coverage))[1] / perimeter_px
-
-
 def find_boundary_std(softness_px: float, perimeter_px: float) -> float:
     """Deviation of the rim, pixels, all around alike, as the mask is soft across it.
 
@@ -69,7 +61,8 @@ class SeenRim(NamedTuple):
     """What the camera sees of a mask that has an area, on whatever surface it lies.
 
     coverage: (h, w), its first pixel at left, top of the image. level: the coverage at the rim. outline_px: (n, 2).
-    softness_px: see `find_softness`.
+    softness_px: scale w of the mask's fall across its rim, how far one more in the log-odds moves the rim. For a mask
+    that falls off logistically with scale w, the sum of p (1 - p) per pixel of rim is w.
     box: first row and column, rows and columns of the smallest part of the coverage that holds all that is not zero.
     rays: (3, C + n + 1) through the corners of the pixels of that box, row by row, the outline, and the centroid.
     """

@@ -52,7 +52,7 @@ def split_instances(
 
     mask, rim: (H, W) probabilities of "inside" and "on the rim". Airholes that touch are parted along their rims, and
     at necks: the cores (inside, not on the rim) grow over the mask, each to what is nearest to it. range_maps: those of
-    `range_features`, where there are any; a rim or neck as deep as what it parts is none.
+    `range_features`, where there are any; a rim or neck that is deeper than what it parts is none.
     """
     # Pixels that touch at a corner belong together. Outlines take a tenth of the time of labels for all pixels.
     above = np.asarray(mask >= config.mask_threshold).view(np.uint8)
