@@ -105,7 +105,8 @@ class Wall:
         pixels = rng.uniform([-0.5, -0.5], [CAMERA.width - 0.5, CAMERA.height - 0.5], (count, 2))
         ranges, caps = self.cast(pixels)
         ranges += noise_m * rng.standard_normal(count) + bias_m * (caps >= 0)
-        return ProjectedCloud(CAMERA.unproject(pixels, ranges), pixels)
+        rays = CAMERA.rays(pixels)
+        return ProjectedCloud(rays * (ranges / np.linalg.norm(rays, axis=1))[:, None], pixels)
 
 
 def draw_caps(rng: np.random.Generator, diameters_m: tuple[float, float] = (0.005, 0.020)) -> list[Cap]:

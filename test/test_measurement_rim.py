@@ -34,7 +34,7 @@ def draw_ellipse(
     u = (left + np.arange(width)[:, None] + steps).ravel()
     v = (top + np.arange(height)[:, None] + steps).ravel()
     pixels = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
-    x, y, _ = surface.to_local(surface.intersect(camera.rays(pixels))).T
+    x, y, _ = surface.cast(camera.rays(pixels).T)
     inside = (x / semi_x) ** 2 + (y / semi_y) ** 2 < 1.0
     coverage = inside.reshape(height, 16, width, 16).mean(axis=(1, 3))
     return InstanceMask(coverage.astype(np.float32), left, top, 1.0)
@@ -59,8 +59,8 @@ def test_a_pixel_has_the_area_of_the_formula() -> None:
     surface = make_surface(math.radians(50.0), distance_m=0.7)
     mask = InstanceMask(np.ones((1, 1), np.float32), 400, 100, 1.0)
     ray = np.array([(400 - CAMERA.cx) / CAMERA.fx, (100 - CAMERA.cy) / CAMERA.fy, 1.0])
-    offset = float(surface.normal @ surface.origin)
-    area = offset**2 / (CAMERA.fx * CAMERA.fy * abs(surface.normal @ ray) ** 3)
+    normal = surface.at(0.0, 0.0).normal
+    area = float(normal @ surface.origin) ** 2 / (CAMERA.fx * CAMERA.fy * abs(normal @ ray) ** 3)
     assert put_on_surface(mask, CAMERA, surface).area == pytest.approx(area, rel=1e-5)
 
 
@@ -87,11 +87,11 @@ def test_lens_distortion_and_curvature_do_not_matter() -> None:
 def test_outline_is_the_rim_seen_from_outside() -> None:
     surface = make_surface(0.5)
     rim = put_on_surface(draw_ellipse(surface, CAMERA, 0.010, 0.010, (295, 215, 50, 50)), CAMERA, surface)
-    x, y, z = surface.to_local(rim.outline).T
+    x, y, z = surface.axes @ (rim.outline - surface.origin).T
     assert np.abs(z).max() < 1e-9
     assert np.hypot(x, y) == pytest.approx(0.010, rel=0.02)
     turning = np.cross(rim.outline, np.roll(rim.outline, -1, axis=0)).sum(axis=0)
-    assert float(turning @ surface.normal) / 2.0 == pytest.approx(math.pi * 0.010**2, rel=0.01)
+    assert float(turning @ surface.at(0.0, 0.0).normal) / 2.0 == pytest.approx(math.pi * 0.010**2, rel=0.01)
 
 
 def test_outline_in_image_lies_between_pixels() -> None:

@@ -130,20 +130,6 @@ class Camera:
         rays[:, 0], rays[:, 1] = self.undistort(x, y) if self.is_distorted else (x, y)
         return rays
 
-    def unproject(self, pixels: ArrayLike, ranges_m: ArrayLike) -> Array:
-        """Points seen at `pixels`, in the camera's optical frame.
-
-        pixels: (N, 2) u right, v down. ranges_m: (N,) distance along the ray. Returns (N, 3), metres.
-        Raises ShapeError when the lengths differ.
-        """
-        directions = self.rays(pixels)
-        distances = np.asarray(ranges_m, dtype=np.float64)
-        if distances.shape != directions.shape[:1]:
-            raise ShapeError(f'ranges_m must be ({len(directions)},), got {distances.shape}')
-        lengths = np.linalg.norm(directions, axis=1)
-        points: Array = directions * (distances / lengths)[:, None]
-        return points
-
     def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
         """The camera of the image part that starts at column `left` and row `top`."""
         return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)

@@ -88,25 +88,11 @@ class Surface:
     point_count: int
     extrapolation: float = 1.0
 
-    @property
-    def normal(self) -> Array:
-        """Unit normal out of the wall at the origin, (3,)."""
-        return self.at(0.0, 0.0).normal
-
-    def to_local(self, points: Array) -> Array:
-        """`points`, (..., 3), in the surface's own frame."""
-        return np.asarray((points - self.origin) @ self.axes.T)
-
-    def from_local(self, local: Array) -> Array:
-        """The inverse of `to_local`."""
-        return np.asarray(local @ self.axes + self.origin)
-
-    def intersect(self, rays: Array) -> Array:
-        """Where `rays`, (N, 3) directions from the sensor, meet the surface first; NaN where they miss. (N, 3)."""
-        return self.from_local(self.cast(np.ascontiguousarray(rays.T)).T)
-
     def cast(self, rays: Array) -> Array:
-        """The same in the surface's own frame, both (3, N), rows x, y, z."""
+        """Where `rays`, directions from the sensor, meet the surface first, in its own frame; NaN where they miss.
+
+        Both (3, N), rows x, y, z.
+        """
         return _cast(as_compiled(rays), self.origin, self.axes, self.coefficients)
 
     def at(self, x: float, y: float) -> SurfacePoint:
