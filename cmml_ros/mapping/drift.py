@@ -49,11 +49,6 @@ class DriftFilter:
         transition[:3, 3:] = -cross_matrix((self.pose.translation - previous.translation)[None])[0]
         self.covariance = transition @ self.covariance @ transition.T + np.diag(self._step_variances)
 
-    @property
-    def correction(self) -> SE3:
-        """T_map_told: what was last corrected of the poses that /tf tells."""
-        return SE3.identity() if self._told is None else self.pose @ self._told.inverse()
-
     def position_covariances(self, points: Array) -> Array:
         """What the deviation of the pose does to `points`, (N, 3) in the map: (N, 3, 3), m2."""
         jacobians = self._jacobians(points)

@@ -187,10 +187,6 @@ class EllipsoidCap(NamedTuple):
         _trace_all(rays, self.radius, _quadric(self.radius, self.depth), depths, by_depth)
         return depths, by_depth
 
-    def depths(self, places: Array) -> tuple[Array, Array]:
-        """Depths below `places`, (N, 2), and their derivative by the cap's depth, each (N,)."""
-        return self.trace(places, np.zeros_like(places))
-
 
 def fit_cavity(
     opening: Opening, readings: Readings, prior: Prior, lateral_std: float, *, use_depth_prior: bool
