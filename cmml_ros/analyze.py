@@ -153,7 +153,7 @@ class _Plan:
                     raise
                 faults.append(str(error))
                 continue
-            splits = _cut(path, topics, span, split_s)
+            splits = _cut(path, topics, span, images, split_s)
             found.append((span[0] if span else 0, path, topics, splits, images))
         if not found:
             raise BagError('; '.join(faults) or 'no bag given')
@@ -184,13 +184,17 @@ def _complete_cover(config: ReportConfig, paths: Sequence[Path]) -> ReportConfig
     return config
 
 
-def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, split_s: float) -> list[Split]:
+def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, images: int, split_s: float) -> list[Split]:
     """Splits of about split_s; one when the bag is short, or has no index to begin in the middle with.
 
     More than two are a multiple of four, so that two or four workers end together; the number of workers must not
     matter for the result.
     """
     count = max(round((span_ns[1] - span_ns[0]) * 1e-9 / split_s), 1) if span_ns else 1
+    if count > images:
+        count = (
+            1  # most would be empty: the clock was set during the recording, from 1970 on machines without a battery
+        )
     count = count if count <= 2 else 4 * math.ceil(count / 4)
     if count == 1 or span_ns is None:
         return [Split(path, topics)]

@@ -188,14 +188,21 @@ def _find_bags(names: Sequence[str]) -> list[Path]:
     """The bags that names stand for: themselves, what a pattern matches, and those in a folder that is none."""
     found: list[Path] = []
     for name in names:
-        matches = [Path(one) for one in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]
+        is_pattern = glob.has_magic(name) and not Path(name).exists()
+        matches = [Path(one) for one in sorted(glob.glob(name))] if is_pattern else [Path(name)]
         if not matches:
             raise BagError(f'{name}: matches no bag')
         for path in matches:
-            inside = sorted(one for one in path.iterdir() if (one / 'metadata.yaml').exists()) if path.is_dir() else []
-            files = [one for one in path.iterdir() if one.suffix in ('.mcap', '.db3')] if path.is_dir() else []
-            found += inside if inside and not files else [path]
+            inside = sorted(filter(_is_bag, path.iterdir())) if path.is_dir() and not _is_bag(path) else []
+            found += inside or [path]
     return list(dict.fromkeys(found))
+
+
+def _is_bag(path: Path) -> bool:
+    """Whether it is a bag's folder; one whose recording was interrupted has no metadata.yaml."""
+    return path.is_dir() and any(
+        one.name == 'metadata.yaml' or one.suffix in ('.mcap', '.db3', '.zstd') for one in path.iterdir()
+    )
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -483,6 +483,34 @@ def test_a_cluster_does_the_same_though_driver_and_worker_are_killed(cluster: tu
         assert (out / name).read_bytes() == (tmp_path / 'here' / name).read_bytes()
 
 
+def test_an_interrupted_recording_in_a_folder_of_bags_is_not_left_out(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    runs = tmp_path / 'runs [north]'  # no pattern: there is such a folder
+    shutil.copytree(make_bag(), runs / 'whole')
+    shutil.copytree(runs / 'whole', runs / 'interrupted')
+    (runs / 'interrupted' / 'metadata.yaml').unlink()
+    assert main(['analyze', str(runs), '--out', str(tmp_path / 'out'), '--no-pdf']) == 0
+    output = capsys.readouterr()
+    assert '2 airholes in 10 frames' in output.out
+    assert 'interrupted: no metadata.yaml' in output.err
+
+
+def test_a_clock_that_was_set_during_the_recording_does_not_multiply_splits(make_bag: MakeBag, tmp_path: Path):
+    bag = make_bag()
+    with BagReader(bag) as reader:
+        topics = reader.topics()
+        messages = [*reader.messages(list(topics))]
+    since_boot = tmp_path / 'since_boot'
+    with BagWriter(since_boot) as writer:
+        for name, type_name in topics.items():
+            writer.add_topic(name, type_name)
+        for topic, message, stamp_ns in messages:  # the robot knows the date from its first image on
+            writer.write(topic, message, 5 * 10**9 if topic == '/tf_static' else stamp_ns)
+    summary = analyze(since_boot, tmp_path / 'out', InspectorConfig())
+    assert (summary.frames, summary.frames_in_map, summary.airholes) == (5, 5, 2)
+
+
 def test_without_a_map_every_sighting_is_a_row_in_the_camera_frame(make_bag: MakeBag, tmp_path: Path):
     summary = analyze(make_bag(with_map=False), tmp_path / 'out', InspectorConfig())
     rows = read_table(tmp_path / 'out' / 'defects.csv')

@@ -171,7 +171,7 @@ def test_bags_that_are_none(tmp_path: Path):
     with pytest.raises(BagError, match='missing: no such bag'):
         BagReader(tmp_path / 'missing')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(BagError, match='ros2 bag reindex'):
+    with pytest.raises(BagError, match=r'empty: no metadata.yaml .* and no .mcap or .db3 file$'):
         BagReader(tmp_path / 'empty')
     (tmp_path / 'notes.txt').write_text('')
     with pytest.raises(BagError, match='not a rosbag2 folder'):
@@ -180,6 +180,23 @@ def test_bags_that_are_none(tmp_path: Path):
         (tmp_path / name).write_bytes(bytes(range(256)) * 10)
         with pytest.raises(BagError, match=f'{name}: cannot be read'):
             BagReader(tmp_path / name)
+
+
+def test_bags_that_need_another_tool_first(make_bag: MakeBag, tmp_path: Path):
+    (tmp_path / 'old.bag').write_text('#ROSBAG V2.0')
+    with pytest.raises(BagError, match='rosbags-convert'):
+        BagReader(tmp_path / 'old.bag')
+    path = make_bag(plugin=StoragePlugin.SQLITE3, compression=CompressionMode.FILE)
+    file = path / 'bag.db3.zstd'
+    with pytest.raises(BagError, match='unzstd'):
+        BagReader(file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BagError, match=r'bag: .*ended before.*, and no .mcap or .db3 file; .*unzstd') as cut:
+        BagReader(path)
+    assert 'no metadata.yaml' not in str(cut.value)
+    (path / 'metadata.yaml').unlink()
+    with pytest.raises(BagError, match=r'no metadata.yaml .*unzstd'):
+        BagReader(path)
 
 
 def test_a_missing_topic_is_named(make_bag: MakeBag):

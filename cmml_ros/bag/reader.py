@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -190,21 +190,18 @@ class BagReader:
             raise BagError(f'{path}: no such bag; check the path')
         if not path.is_dir():
             if path.suffix not in ('.mcap', '.db3'):
-                raise BagError(f'{path}: not a rosbag2 folder, .mcap or .db3 file')
+                raise BagError(f'{path}: not a rosbag2 folder, .mcap or .db3 file{_advise([path])}')
             return [self._open_file(path)]
+        fault = 'no metadata.yaml (interrupted recording?)'
         if (path / 'metadata.yaml').exists():
             try:
                 return [_Recording(path)]
             except Exception as error:  # damaged bytes make every decoder fail in its own way
-                self.warnings.append(f'{path}: {_describe(error)}; its files were read one by one')
-        else:
-            self.warnings.append(f'{path}: no metadata.yaml (interrupted recording?); its files were read one by one')
+                fault = _describe(error)
         files = sorted((file for file in path.iterdir() if file.suffix in ('.mcap', '.db3')), key=_natural_order)
         if not files:
-            raise BagError(
-                f'{path}: no metadata.yaml that can be read and no .mcap or .db3 file; if the files end in .zstd, '
-                'decompress them with `unzstd`, then run `ros2 bag reindex`'
-            )
+            raise BagError(f'{path}: {fault}, and no .mcap or .db3 file{_advise(path.iterdir())}')
+        self.warnings.append(f'{path}: {fault}; its files were read one by one')
         return [self._open_file(file) for file in files]
 
     def _open_file(self, path: Path) -> _Source:
@@ -354,6 +351,16 @@ class _McapStream:
                 yield from StreamReader(file, record_size_limit=size).records
             except EndOfFile:
                 raise EOFError(f'the file ends inside a record, after {size} bytes') from None
+
+
+def _advise(files: Iterable[Path]) -> str:
+    """What to do with files that are not read as they are; empty when there is nothing of the kind."""
+    suffixes = {file.suffix for file in files}
+    if '.zstd' in suffixes:
+        return '; decompress with `unzstd` what ends in .zstd, then run `ros2 bag reindex` on the folder'
+    if '.bag' in suffixes:
+        return '; convert a ROS 1 bag with `rosbags-convert --src FILE.bag --dst FOLDER`'
+    return ''
 
 
 def _decompress(data: bytes) -> bytes:
