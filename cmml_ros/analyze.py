@@ -125,6 +125,7 @@ class _Plan:
     topics: SensorTopics
     splits: tuple[Split, ...]
     images_by_split: tuple[int, ...]
+    warnings: tuple[str, ...]
     faults: tuple[str, ...]
 
     @property
@@ -142,11 +143,13 @@ class _Plan:
     ) -> _Plan:
         """Raises BagError when no bag is usable."""
         found: list[tuple[int, Path, SensorTopics, list[Split], int]] = []
+        warnings: list[str] = []
         faults: list[str] = []
         for path in paths:
             try:
                 with BagReader(path) as reader:
                     topics = reader.find_sensor_topics(image_topic, camera_info_topic, points_topic)
+                    warnings += reader.warnings
                     images, span = reader.count([topics.image]), reader.time_range_ns
             except BagError as error:
                 if len(paths) == 1:
@@ -167,6 +170,7 @@ class _Plan:
                 for _, _, _, splits, images in found
                 for number in range(len(splits))
             ),
+            warnings=tuple(warnings),
             faults=tuple(faults),
         )
 
@@ -360,6 +364,7 @@ class _Merge:
 
     def __init__(self, out: Path, config: InspectorConfig, parts: _Parts, files: contextlib.ExitStack) -> None:
         self.problem = ''
+        self._problem_of_frames = ''  # of splits in which frames were inspected
         self._config = config
         self._out = out
         self._parts = parts
@@ -391,10 +396,12 @@ class _Merge:
         self._counts.update(result.counts)
         for reason, count in result.errors.items():
             self._errors.add(reason, count)
-        self._warnings += [warning for warning in result.warnings if warning not in self._warnings]
+        self._warnings += result.warnings
         if result.fault and result.fault not in self._faults:
             self._faults.append(result.fault)
         self.problem = self.problem or result.problem
+        if result.frames:
+            self._problem_of_frames = self._problem_of_frames or result.problem
 
     def finish(self, plan: _Plan, model_id: str, started_s: float) -> Summary:
         """Take all that is there, and write what is known only at the end."""
@@ -426,7 +433,7 @@ class _Merge:
             errors=self._errors.counts,
             incomplete=self._incomplete.counts,
             airholes=len(snapshot.entries),
-            warnings=tuple(self._warnings),
+            warnings=tuple(dict.fromkeys(filter(None, (*plan.warnings, *self._warnings, self._explain(plan))))),
             fault='; '.join((*plan.faults, *self._faults)),
             range_noise_m=float(np.median(self._range_noises_m)) if self._range_noises_m else math.nan,
             timings_s=self._timings_s,
@@ -473,11 +480,16 @@ class _Merge:
         )
         self._frames['inspected'] += 1
         self._frames['with cloud'] += record.cloud_points is not None
+        self._frames['with points'] += record.cloud_points is not None and record.T_camera_lidar is not None
         self._frames['in map'] += record.T_map_camera is not None
         if record.transform_reason:
             self._incomplete.add(record.transform_reason)
         for stage, seconds in record.timings_s.items():
             self._timings_s[stage] = self._timings_s.get(stage, 0.0) + seconds
+
+    def _explain(self, plan: _Plan) -> str:
+        """What the first split says of its inputs, when points were recorded and not one frame could use any."""
+        return self._problem_of_frames if plan.topics.points and not self._frames['with points'] else ''
 
     def _remove_old_pictures(self) -> None:
         mine = {picture.path for picture in self._pictures}

@@ -148,7 +148,8 @@ def _analyze(options: argparse.Namespace) -> None:
         cluster=options.cluster,
         pdf=not options.no_pdf,
     )
-    for note in (*summary.warnings, *summary.errors):
+    incomplete = [f'{count} of {summary.frames} frames: {reason}' for reason, count in summary.incomplete.items()]
+    for note in (*summary.warnings, *summary.errors, *incomplete):
         print(f'cmml: note: {note}', file=sys.stderr)
     print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
 

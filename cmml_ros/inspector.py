@@ -36,7 +36,8 @@ class Inspection:
     """What one frame told: its airholes, measured in the camera's optical frame.
 
     T_camera_lidar: the registration that the points were taken through, None when there is none. calibration: what is
-    known about the extrinsic by now. timings_s: wall time per stage, seconds.
+    known about the extrinsic by now. points_reason: why a cloud that is there and registered cannot be used; empty when
+    it can. timings_s: wall time per stage, seconds.
     """
 
     frame: Frame
@@ -45,6 +46,11 @@ class Inspection:
     timings_s: dict[str, float]
     T_camera_lidar: SE3 | None = None
     calibration: CalibrationCheck = NOT_CHECKED
+    points_reason: str = ''
+
+
+# No camera shows airholes from so far away; a wall at 0.5 m whose points are in millimetres is at 500 m.
+_FARTHEST_M = 100.0
 
 
 class Inspector:
@@ -138,7 +144,8 @@ class Inspector:
             'network': segmented_at - projected_at,
             'measure': measured_at - segmented_at,
         }
-        return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, calibration)
+        points_reason = unknown[1] if unknown and frame.cloud is not None and T_camera_lidar is not None else ''
+        return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, calibration, points_reason)
 
     def _register(self, frame: Frame) -> tuple[SE3 | None, str, ExtrinsicStd | None]:
         """T_camera_lidar to take the points through, or None and why; and how good it is where the data tell.
@@ -230,4 +237,20 @@ def _project(
         return None, (Status.NO_POINTS, reason or 'no cloud came with this image')
     if T_camera_lidar is None:
         return None, (Status.NO_TRANSFORM, reason)
-    return project_cloud(frame.cloud, frame.camera, T_camera_lidar), None
+    if not len(frame.cloud):
+        return None, (Status.NO_POINTS, 'the cloud has no returns; is anything within reach of the range sensor?')
+    projected = project_cloud(frame.cloud, frame.camera, T_camera_lidar)
+    if not len(projected):
+        return None, (
+            Status.NO_POINTS,
+            f'none of the {len(frame.cloud)} points lies in the picture; check the transform between the sensors, '
+            'whose camera frame is the optical one (z forward, x right)',
+        )
+    distance_m = float(np.median(projected.points_camera[:, 2]))
+    if distance_m > _FARTHEST_M:
+        return None, (
+            Status.NO_POINTS,
+            f'the points in the picture lie {distance_m:.0f} m away; clouds are in metres, does the driver send '
+            'millimetres?',
+        )
+    return projected, None

@@ -215,6 +215,9 @@ class _Run:
             inspection.calibration,
             inspection.timings_s,
         )
+        if inspection.points_reason:
+            reasons = inspection.points_reason, record.transform_reason
+            record = replace(record, transform_reason='; '.join(filter(None, reasons)))
         self._result.frames.append(record)
         _, picture = cv2.imencode('.jpg', draw_overlay(inspection), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         self._result.pictures[frame.stamp_ns] = picture.tobytes()

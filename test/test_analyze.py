@@ -94,6 +94,9 @@ class Recording:
     cloud_fields: tuple[str, ...] = ('x', 'y', 'z')
     info_width: int = WIDTH
     with_camera_info: bool = True
+    with_cloud: bool = True
+    cloud_delay_ns: int = 0  # of its stamp
+    extrinsic_m: float = 0.0  # along x
     with_extrinsic: bool = True
     with_map: bool = True
     noise_m: float = 0.0001
@@ -117,7 +120,8 @@ def write_bag(path: Path, recording: Recording) -> None:
         writer.add_topic('/tf_static', 'tf2_msgs/msg/TFMessage', latched=True)
         writer.add_topic('/tf', 'tf2_msgs/msg/TFMessage')
         writer.add_topic('/camera/image', 'sensor_msgs/msg/Image')
-        writer.add_topic('/points', 'sensor_msgs/msg/PointCloud2')
+        if recording.with_cloud:
+            writer.add_topic('/points', 'sensor_msgs/msg/PointCloud2')
         if recording.with_camera_info:
             writer.add_topic('/camera/camera_info', 'sensor_msgs/msg/CameraInfo')
 
@@ -134,7 +138,7 @@ def write_bag(path: Path, recording: Recording) -> None:
 
         generator = np.random.default_rng(1)
         if recording.with_extrinsic:
-            writer.write('/tf_static', transform(STAMPS_NS[0], 'camera', 'lidar', 0.0), STAMPS_NS[0])
+            writer.write('/tf_static', transform(STAMPS_NS[0], 'camera', 'lidar', recording.extrinsic_m), STAMPS_NS[0])
         for index, stamp_ns in enumerate(STAMPS_NS[: recording.frames]):
             camera_x_m = STEP_M * index
             if recording.with_map:
@@ -168,10 +172,11 @@ def write_bag(path: Path, recording: Recording) -> None:
                 for offset, name in enumerate(recording.cloud_fields)
             ]
             cloud = types['sensor_msgs/msg/PointCloud2'](
-                header(stamp_ns, 'lidar'), 1, len(points), fields, False, 12, 12 * len(points),
-                points.view(np.uint8).ravel(), True,
+                header(stamp_ns + recording.cloud_delay_ns, 'lidar'), 1, len(points), fields, False,
+                12, 12 * len(points), points.view(np.uint8).ravel(), True,
             )  # fmt: skip
-            writer.write('/points', cloud, stamp_ns + 2000)
+            if recording.with_cloud:
+                writer.write('/points', cloud, stamp_ns + 2000)
 
 
 def draw_wall(camera_x_m: float) -> NDArray[np.uint8]:
@@ -530,6 +535,34 @@ def test_a_missing_extrinsic_leaves_sizes_unknown_and_is_named(make_bag: MakeBag
     assert 'lidar' in reason
     assert count == 5
     assert reason in (tmp_path / 'out' / 'report.html').read_text().replace('&#34;', '"')
+    (warning,) = summary.warnings
+    assert warning.startswith('no transform from "lidar" to "camera": ')
+
+
+def test_what_frames_lack_is_said_on_the_command_line(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bag = make_bag(cloud_delay_ns=-1_000_000_000_000_000_000)
+    assert main(['analyze', str(bag), '--out', str(tmp_path / 'out'), '--no-pdf']) == 0
+    said = capsys.readouterr().err
+    assert 'note: 5 of 5 frames: the nearest cloud is -999999999.200 s from the image, tolerance 0.05 s' in said
+    assert 'note: "/camera/image" and "/points" do not pair' in said
+    assert 'synchronise the clocks' in said
+
+
+def test_a_bag_without_clouds_says_so(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(with_cloud=False), tmp_path / 'out', InspectorConfig())
+    (warning,) = summary.warnings
+    assert 'wall: no sensor_msgs/msg/PointCloud2 topic: airholes are found but not measured' in warning
+    assert (summary.frames, summary.frames_with_cloud, summary.airholes) == (5, 0, 10)
+
+
+def test_points_beside_the_picture_are_told(make_bag: MakeBag, tmp_path: Path):
+    summary = analyze(make_bag(extrinsic_m=5.0), tmp_path / 'out', InspectorConfig())
+    ((reason, count),) = summary.incomplete.items()
+    assert re.match(r'none of the \d+ points lies in the picture; check the transform', reason)
+    assert count == 5
+    assert {row['reason'] for row in read_table(tmp_path / 'out' / 'frames.csv')} == {reason}
 
 
 def test_pictures_of_an_earlier_run_do_not_stay(make_bag: MakeBag, tmp_path: Path):

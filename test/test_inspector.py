@@ -11,6 +11,7 @@ from cmml_ros.config import DetectionConfig, InspectorConfig, RegistrationConfig
 from cmml_ros.errors import ShapeError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.mask import InstanceMask
+from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspector, is_reported
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.model.registration import Registrar
@@ -166,9 +167,33 @@ def test_a_black_picture_and_an_empty_cloud_are_harmless(inspector: Inspector):
     assert inspector.inspect(replace(frame, image=np.zeros_like(frame.image))).defects is not None
     assert frame.cloud is not None
     empty = replace(frame, cloud=replace(frame.cloud, points=np.empty((0, 3)), intensity=None))
-    for defect in inspector.inspect(empty).defects:
-        assert defect.measurement.volume_status in (Status.NO_POINTS, Status.CUT_BY_BORDER)
+    inspection = inspector.inspect(empty)
+    assert inspection.points_reason.startswith('the cloud has no returns')
+    assert inspection.defects
+    for defect in inspection.defects:
+        assert defect.measurement.volume_status is Status.NO_POINTS
         assert np.isnan(defect.measurement.volume_m3)
+
+
+def test_points_that_cannot_be_those_of_the_picture_are_explained(inspector: Inspector):
+    frame = make_frame(Scenario(seed=11))
+    assert inspector.inspect(frame).points_reason == ''
+    assert frame.cloud is not None
+    assert frame.T_camera_lidar is not None
+    millimetres = replace(frame, cloud=replace(frame.cloud, points=frame.cloud.points * 1000.0))
+    body_axes = SE3(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]), np.zeros(3))
+    turned = replace(frame, T_camera_lidar=body_axes @ frame.T_camera_lidar)
+    for changed, reason in (
+        (millimetres, 'does the driver send millimetres?'),
+        (turned, f'none of the {len(frame.cloud)} points lies in the picture; check the transform'),
+    ):
+        inspection = inspector.inspect(changed)
+        assert reason in inspection.points_reason
+        assert inspection.defects
+        for defect in inspection.defects:
+            assert defect.measurement.area_status is Status.NO_POINTS
+            assert defect.measurement.reason == inspection.points_reason
+            assert np.isnan(defect.measurement.area_m2)
 
 
 @pytest.mark.slow

@@ -76,6 +76,21 @@ def test_a_frame_becomes_measured_defects_with_the_stamp_of_its_image(robot: Rob
     assert [(marker.ns, marker.id) for marker in markers.markers] == [('map/rim', defect.id), ('map/label', defect.id)]
 
 
+def test_points_beside_the_picture_are_told(robot: Robot) -> None:
+    robot.tf_static.publish(make_edge(START_NS, 'camera', 'lidar', 5.0))
+    robot.send(START_NS, map_x_m=0.0)
+    (defect,) = robot.await_result(START_NS).defects
+    assert (defect.area_status, math.isnan(defect.area)) == (defect.NO_POINTS, True)
+
+    def is_told() -> bool:
+        robot.send(START_NS + 10**8 * (1 + len(robot.received['defects'])), map_x_m=0.0)
+        return robot.values('pipeline').get('message') == defect.reason
+
+    assert 'points lies in the picture; check the transform between the sensors' in defect.reason
+    robot.await_true(is_told, 'reason in the diagnostics')
+    assert robot.values('pipeline')['level'] == WARN
+
+
 def test_the_calibration_is_known_half_a_period_after_the_first_frame(robot: Robot) -> None:
     robot.mount()
     for after_s in (0, 10):

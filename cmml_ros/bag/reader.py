@@ -119,7 +119,10 @@ class BagReader:
         camera_info = camera_info or self._find_info_beside(image)
         camera_info = self.find_topic(CAMERA_INFO_TYPES, camera_info, '--camera-info-topic')
         if points is None and not self._find_candidates(POINTS_TYPES):
-            self.warnings.append(f'no {POINTS_TYPES[0]} topic: airholes are found but not measured')
+            self.warnings.append(
+                f'{self.path}: no {POINTS_TYPES[0]} topic: airholes are found but not measured; depth images become '
+                'clouds with depth_image_proc'
+            )
             return SensorTopics(image, camera_info, None)
         return SensorTopics(image, camera_info, self.find_topic(POINTS_TYPES, points, '--points-topic'))
 

@@ -25,7 +25,8 @@ class FrameRecord:
     """One inspected frame.
 
     closeups: one per defect. cloud_points: None without a cloud. T_camera_lidar: through which the points were taken,
-    None without. calibration: what was known of it by then. timings_s: wall time by stage.
+    None without. transform_reason: why there are no points in the picture, or no pose in the map; empty when there are.
+    calibration: what was known of it by then. timings_s: wall time by stage.
     """
 
     stamp_ns: int

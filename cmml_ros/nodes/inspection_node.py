@@ -180,6 +180,8 @@ class InspectionNode(ManagedNode):
             self._worker.release()
         self._received_reported = received
         self._problem = self._assembler.problem()
+        if self._problem is None and self._run.latest is not None:
+            self._problem = self._run.latest.points_reason or None
         results, self._results_reported = self._results_reported, self._run.results
         if results == self._results_reported:
             causes = [self._problem, *self._inputs.explain_missing()]
