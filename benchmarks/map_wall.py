@@ -24,8 +24,8 @@ from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.mapping.defect_map import DefectMap, MapEntry
 from cmml_ros.measurement.defect import Defect, Measurement, Status
+from cmml_ros.measurement.opening import EllipsoidCap
 from cmml_ros.measurement.pooling import CavityReadings
-from cmml_ros.measurement.shape_prior import EllipsoidCap
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from cmml_ros.geometry import surface
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
-from cmml_ros.measurement import point_map, rim, shape_prior
+from cmml_ros.measurement import opening, point_map, rim, shape_prior
 from cmml_ros.measurement.defect import Measurement, Status
 from cmml_ros.measurement.measure import measure, prepare
 from cmml_ros.measurement.point_map import mark_near
@@ -400,7 +400,7 @@ def test_what_is_near_a_mask_is_so_by_the_distance_of_opencv(reach_px: float) ->
 
 
 def count_compiled() -> int:
-    modules = (point_map, rim, shape_prior, surface)
+    modules = (opening, point_map, rim, shape_prior, surface)
     return sum(len(getattr(item, 'signatures', ())) for module in modules for item in vars(module).values())
 
 

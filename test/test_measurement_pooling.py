@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cmml_ros.config import MeasurementConfig
 from cmml_ros.geometry.transforms import SE3
+from cmml_ros.measurement.opening import EllipsoidCap
 from cmml_ros.measurement.pooling import CavityReadings
-from cmml_ros.measurement.shape_prior import EllipsoidCap
 
 Array = NDArray[np.float64]
 

@@ -17,10 +17,11 @@ from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.geometry.surface import Surface, fit_surface
 from cmml_ros.measurement.defect import Measurement, Status
+from cmml_ros.measurement.opening import EllipsoidCap, Opening, Readings
 from cmml_ros.measurement.point_map import PointMap, mark_near
 from cmml_ros.measurement.pooling import CavityReadings
 from cmml_ros.measurement.rim import Rim, SeenRim, find_boundary_std, outline_in_image, see_rims
-from cmml_ros.measurement.shape_prior import MAX_UNSEEN_SHARE, EllipsoidCap, Opening, Prior, Readings, fit_cavity
+from cmml_ros.measurement.shape_prior import MAX_UNSEEN_SHARE, Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import (
     FOOTPRINT_DOUBT,
     UPPER_95,

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cmml_ros.config import MeasurementConfig
 from cmml_ros.geometry.compiled import compiled
-from cmml_ros.measurement.shape_prior import Opening, Prior, fit_cavity
+from cmml_ros.measurement.opening import Opening
+from cmml_ros.measurement.shape_prior import Prior, fit_cavity
 from cmml_ros.measurement.uncertainty import FOOTPRINT_DOUBT, Footprint
 
 Array = NDArray[np.float64]
