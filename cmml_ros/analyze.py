@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -175,6 +176,15 @@ class _Plan:
         )
 
 
+def _distinguish(names: Sequence[str]) -> list[str]:
+    """`names`, with a number where one has been there before."""
+    told: list[str] = []
+    for name in names:
+        numbered = (f'{name}_{number}' for number in itertools.count(2))
+        told.append(next(one for one in itertools.chain([name], numbered) if one not in told))
+    return told
+
+
 def _complete_cover(config: ReportConfig, paths: Sequence[Path]) -> ReportConfig:
     """`config`, its gaps filled from recording.yaml in a bag's folder: what the inspection was told then."""
     for path in paths:
@@ -208,10 +218,18 @@ def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, imag
 
 
 class _Parts:
-    """The results of splits on disk: a document in parts/ and the pictures in overlays/, complete or not there."""
+    """The results of splits on disk: a document in parts/ and the pictures in overlays/, complete or not there.
+
+    Pictures are named by their stamp, in a folder for each bag where there are several: two cameras that are triggered
+    together stamp alike, and so do all simulated walls.
+    """
 
     def __init__(self, out: Path, splits: Sequence[Split], config: InspectorConfig, model_id: str) -> None:
-        self._folder, self._overlays = out / _PARTS, out / 'overlays'
+        self._folder = out / _PARTS
+        bags = list(dict.fromkeys(split.bag for split in splits))
+        names = _distinguish([bag.resolve().name for bag in bags]) if len(bags) > 1 else ['']
+        folders = dict(zip(bags, names, strict=True))
+        self._overlays = [out / 'overlays' / folders[split.bag] for split in splits]
         settings = {
             name: value
             for name, value in flatten_config(config).items()
@@ -220,11 +238,12 @@ class _Parts:
         common = {'version': read_version(), 'model': model_id, 'config': settings}
         self._paths = []
         for split in splits:
-            key = json.dumps([common, describe_split(split)], sort_keys=True)
+            key = json.dumps([common, describe_split(split), folders[split.bag]], sort_keys=True)
             self._paths.append(self._folder / f'{hashlib.sha256(key.encode()).hexdigest()[:20]}.json.zst')
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._overlays.mkdir(exist_ok=True)
+            for overlays in self._overlays:
+                overlays.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f'{out}: cannot be written ({error.strerror}); name another folder') from None
 
@@ -245,10 +264,14 @@ class _Parts:
     def save(self, number: int, data: bytes, pictures: Mapping[int, bytes]) -> None:
         """Keep a result, as bytes and its pictures; what is half written when the power goes is not taken for one."""
         for stamp_ns, picture in pictures.items():
-            (self._overlays / f'{stamp_ns}.jpg').write_bytes(picture)
+            self.picture(number, stamp_ns).write_bytes(picture)
         unfinished = self._paths[number].with_suffix('.unfinished')
         unfinished.write_bytes(data)
         unfinished.replace(self._paths[number])
+
+    def picture(self, number: int, stamp_ns: int) -> Path:
+        """Where the picture of a frame of split `number` lies."""
+        return self._overlays[number] / f'{stamp_ns}.jpg'
 
     def load(self, number: int) -> SplitResult:
         """A result that is there."""
@@ -392,7 +415,7 @@ class _Merge:
 
     def _add(self, result: SplitResult) -> None:
         for record in result.frames:
-            self._add_frame(record)
+            self._add_frame(record, self._parts.picture(self._next, record.stamp_ns))
         self._counts.update(result.counts)
         for reason, count in result.errors.items():
             self._errors.add(reason, count)
@@ -456,7 +479,7 @@ class _Merge:
                     bag.write_frame(record, next(ids))
             bag.write_map(self._map.snapshot().entries, self._config.sync.map_frame)
 
-    def _add_frame(self, record: FrameRecord) -> None:
+    def _add_frame(self, record: FrameRecord, path: Path) -> None:
         closeups = {id(defect): closeup for defect, closeup in zip(record.defects, record.closeups, strict=True)}
         ids = self._map.add(
             record.defects,
@@ -472,7 +495,6 @@ class _Merge:
             if math.isfinite(defect.measurement.range_noise_m):
                 self._range_noises_m.append(defect.measurement.range_noise_m)
         self._ids.append(ids)
-        path = self._out / 'overlays' / f'{record.stamp_ns}.jpg'
         self._pictures.append(Picture(path, record.stamp_ns, len(record.defects)))
         self._cameras[f'{record.camera.width} x {record.camera.height} px'] += 1
         self._calibration = Calibration.after(
@@ -489,13 +511,18 @@ class _Merge:
 
     def _explain(self, plan: _Plan) -> str:
         """What the first split says of its inputs, when points were recorded and not one frame could use any."""
-        return self._problem_of_frames if plan.topics.points and not self._frames['with points'] else ''
+        unmeasured = plan.topics.points and not self._frames['with points']
+        problem = self._problem_of_frames
+        return problem if unmeasured and problem not in self._errors.counts else ''
 
     def _remove_old_pictures(self) -> None:
         mine = {picture.path for picture in self._pictures}
-        for path in (self._out / 'overlays').glob('[0-9]*.jpg'):
+        for path in (self._out / 'overlays').rglob('[0-9]*.jpg'):
             if path not in mine:
                 path.unlink()
+        for folder in (self._out / 'overlays').glob('*/'):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _choose_pictures(pictures: list[Picture]) -> list[Picture]:

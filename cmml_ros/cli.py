@@ -148,6 +148,10 @@ def _analyze(options: argparse.Namespace) -> None:
         cluster=options.cluster,
         pdf=not options.no_pdf,
     )
+    if summary.frames_in_map == 0:
+        map_frame = config.sync.map_frame
+        text = f'no frame is placed in "{map_frame}" (sync.map_frame): airholes are listed once for each frame'
+        print(f'cmml: note: {text}', file=sys.stderr)
     incomplete = [f'{count} of {summary.frames} frames: {reason}' for reason, count in summary.incomplete.items()]
     for note in (*summary.warnings, *summary.errors, *incomplete):
         print(f'cmml: note: {note}', file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -136,7 +137,9 @@ class _Run:
     def _frames(self, reader: BagReader) -> Iterator[Frame]:
         """The frames of the split, as they become complete."""
         split, assembler = self._split, self._assembler
+        self._learn_latched(reader)
         inside = split.start_ns is None
+        self._counts_before = assembler.counts.copy()
         try:
             for message in self._messages(reader):
                 if not inside and message.stamp_ns >= (split.start_ns or 0):
@@ -149,6 +152,28 @@ class _Run:
             self._result.fault = str(error)
         yield from filter(self._is_own, assembler.flush())
 
+    def _learn_latched(self, reader: BagReader) -> None:
+        """What is said once holds from the start, though the recorder may have heard it seconds after the first image.
+
+        What is said again, and differs, holds from then on, as it comes with the others.
+        """
+        topics = self._latched_topics(reader)
+        messages: list[BagMessage] = []
+        undecodable = reader.undecodable.copy()
+        with contextlib.suppress(BagError):  # damage is met again
+            for message in reader.messages(topics):
+                messages.append(message)  # noqa: PERF402 - those before the damage
+        reader.undecodable = undecodable
+        for message in reversed(messages):  # of several for one edge the first is to stay
+            self._feed(message, own=False)
+
+    def _latched_topics(self, reader: BagReader) -> list[str]:
+        transforms = [topic for topic, type_name in reader.topics().items() if type_name == TRANSFORM_TYPE]
+        latched = [topic for topic in transforms if topic.endswith('tf_static')]
+        if reader.count([self._split.topics.camera_info]) <= _LATCHED_COUNT:
+            latched.append(self._split.topics.camera_info)
+        return latched
+
     def _messages(self, reader: BagReader) -> Iterator[BagMessage]:
         split, sync = self._split, self._sync
         transforms = [topic for topic, type_name in reader.topics().items() if type_name == TRANSFORM_TYPE]
@@ -159,9 +184,7 @@ class _Run:
         stop_ns = None if split.stop_ns is None else split.stop_ns + margin_ns
         if start_ns is not None:
             history_ns = start_ns - round(sync.history_s * 1e9)
-            latched = [topic for topic in transforms if topic.endswith('tf_static')]
-            if reader.count([split.topics.camera_info]) <= _LATCHED_COUNT:
-                latched.append(split.topics.camera_info)
+            latched = self._latched_topics(reader)
             yield from reader.messages(latched, stop_ns=history_ns)
             yield from reader.messages({*latched, *transforms}, history_ns, start_ns)
         yield from reader.messages([*sensors, *transforms], start_ns, stop_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import dataclasses
@@ -97,6 +98,7 @@ class Recording:
     with_cloud: bool = True
     cloud_delay_ns: int = 0  # of its stamp
     extrinsic_m: float = 0.0  # along x
+    latched_delay_ns: int | None = None  # of the extrinsic; the camera_info then comes once, with it
     with_extrinsic: bool = True
     with_map: bool = True
     noise_m: float = 0.0001
@@ -137,8 +139,9 @@ def write_bag(path: Path, recording: Recording) -> None:
             return types['tf2_msgs/msg/TFMessage']([stamped])
 
         generator = np.random.default_rng(1)
+        latched_ns = STAMPS_NS[0] + (recording.latched_delay_ns or 0)
         if recording.with_extrinsic:
-            writer.write('/tf_static', transform(STAMPS_NS[0], 'camera', 'lidar', recording.extrinsic_m), STAMPS_NS[0])
+            writer.write('/tf_static', transform(STAMPS_NS[0], 'camera', 'lidar', recording.extrinsic_m), latched_ns)
         for index, stamp_ns in enumerate(STAMPS_NS[: recording.frames]):
             camera_x_m = STEP_M * index
             if recording.with_map:
@@ -157,7 +160,8 @@ def write_bag(path: Path, recording: Recording) -> None:
                     binning_y=0,
                     roi=types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False),
                 )
-                writer.write('/camera/camera_info', info, stamp_ns)
+                if recording.latched_delay_ns is None or stamp_ns == STAMPS_NS[0]:
+                    writer.write('/camera/camera_info', info, stamp_ns + (recording.latched_delay_ns or 0))
             image = draw_wall(camera_x_m)
             writer.write(
                 '/camera/image',
@@ -488,6 +492,44 @@ def test_a_cluster_does_the_same_though_driver_and_worker_are_killed(cluster: tu
         assert (out / name).read_bytes() == (tmp_path / 'here' / name).read_bytes()
 
 
+def test_what_is_latched_may_be_recorded_after_the_images(make_bag: MakeBag, tmp_path: Path):
+    first = make_bag()
+    early = tmp_path / 'early'
+    first.rename(early)
+    late = make_bag(latched_delay_ns=60 * 10**9)
+    for bag, name in ((early, 'early'), (late, 'late')):
+        analyze(bag, tmp_path / f'out_{name}', InspectorConfig(), split_s=0.2 if name == 'early' else 20.0)
+    for table in ('defects.csv', 'frames.csv', 'observations.csv'):
+        assert (tmp_path / 'out_early' / table).read_bytes() == (tmp_path / 'out_late' / table).read_bytes()
+    counts = json.loads((tmp_path / 'out_late' / 'summary.json').read_text())['counts']
+    assert counts == {
+        'camera_info received': 1,
+        'cloud received': 5,
+        'frame': 5,
+        'image received': 5,
+        'transform received': 6,
+    }
+
+
+def test_pictures_of_bags_with_the_same_stamps_do_not_replace_each_other(make_bag: MakeBag, tmp_path: Path):
+    first = make_bag(frames=2)
+    bags = [tmp_path / side / 'wall' for side in ('left', 'right')]
+    shutil.copytree(first, bags[0])
+    shutil.rmtree(first)
+    shutil.copytree(make_bag(frames=2, with_extrinsic=False), bags[1])
+    overlays = tmp_path / 'out' / 'overlays'
+    (overlays / 'gone').mkdir(parents=True)
+    (overlays / 'gone' / '1.jpg').write_bytes(b'')
+    analyze(bags, tmp_path / 'out', InspectorConfig(), split_s=0.2)
+    names = [f'{folder}/{stamp}.jpg' for folder in ('wall', 'wall_2') for stamp in STAMPS_NS[:2]]
+    assert sorted(str(path.relative_to(overlays)) for path in overlays.rglob('*.jpg')) == names
+    assert sorted(path.name for path in overlays.iterdir()) == ['wall', 'wall_2']
+    assert (overlays / names[0]).read_bytes() != (overlays / names[2]).read_bytes()
+    for name in names:
+        picture = base64.b64encode((overlays / name).read_bytes()).decode()
+        assert picture in (tmp_path / 'out' / 'report.html').read_text()
+
+
 def test_an_interrupted_recording_in_a_folder_of_bags_is_not_left_out(
     make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -548,6 +590,15 @@ def test_what_frames_lack_is_said_on_the_command_line(
     assert 'note: 5 of 5 frames: the nearest cloud is -999999999.200 s from the image, tolerance 0.05 s' in said
     assert 'note: "/camera/image" and "/points" do not pair' in said
     assert 'synchronise the clocks' in said
+    assert 'no frame is placed in' not in said
+
+
+def test_without_a_map_the_command_line_says_what_that_means(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(['analyze', str(make_bag(with_map=False)), '--out', str(tmp_path / 'out'), '--no-pdf']) == 0
+    said = capsys.readouterr().err
+    assert 'no frame is placed in "map" (sync.map_frame): airholes are listed once for each frame' in said
 
 
 def test_a_bag_without_clouds_says_so(make_bag: MakeBag, tmp_path: Path):

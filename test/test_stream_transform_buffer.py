@@ -69,6 +69,8 @@ def test_names_unknown_frames_and_separate_trees():
     buffer = make_buffer(('base', 'camera_link', None, 0.0), ('rig', 'lidar', None, 0.0))
     with pytest.raises(TransformError, match='"camera_lnk" is unknown; did you mean "camera_link"'):
         buffer.lookup('camera_lnk', 'lidar', 0)
+    with pytest.raises(TransformError, match=r'frame "" is unknown: the driver does not fill header\.frame_id'):
+        buffer.lookup('', 'lidar', 0)
     with pytest.raises(TransformError, match='"odom" is unknown; known are base, camera_link, lidar, rig'):
         buffer.lookup('camera_link', 'odom', 0)
     with pytest.raises(

@@ -167,6 +167,8 @@ class TransformBuffer:
         return T_common_frame
 
     def _describe_unknown(self, frame: str) -> str:
+        if not frame:
+            return 'frame "" is unknown: the driver does not fill header.frame_id'
         known = sorted({*self._edges, *(edge.transforms[-1].parent for edge in self._edges.values())})
         if not known:
             return f'frame "{frame}" is unknown: nothing was received on /tf or /tf_static'
