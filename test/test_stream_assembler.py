@@ -265,6 +265,17 @@ def test_a_damaged_header_that_announces_a_huge_picture_is_refused_before_it_is_
     assert 'image is 11000x11000 but camera_info says 4x3' in str(assembler.errors[0])
 
 
+def test_the_name_of_the_topic_tells_that_a_picture_is_rectified():
+    info = make_info(START_MS, 100.0)
+    info.d, info.p = [0.1, 0.0, 0.0, 0.0], [80.0, 0, 2, 0, 0, 80, 1.5, 0, 0, 0, 1, 0]
+    for topic, fx, distortion in (('/cam/image_raw', 100.0, (0.1, 0.0, 0.0, 0.0)), ('/cam/image_rect', 80.0, ())):
+        assembler = Assembler(SyncConfig(), topic)
+        assembler.add_camera_info(info)
+        add(assembler, 'image', 0)
+        (frame,) = assembler.flush()
+        assert (frame.camera.fx, frame.camera.distortion) == (fx, distortion)
+
+
 def test_a_changed_camera_info_holds_from_its_stamp_on():
     events = [('info', 0, 100.0), ('info', 200, 150.0), ('image', 100), ('cloud', 100), ('image', 200), ('cloud', 200)]
     frames, _ = run(events)

@@ -24,6 +24,7 @@ from cmml_ros.stream.conversions import (
     check_cloud,
     cloud_from_message,
     image_to_bgr,
+    is_rectified,
     stamp_to_ns,
     transforms_from_message,
 )
@@ -160,6 +161,17 @@ def test_mono_is_grey(encoding):
 def test_mono16_has_its_white_at_65535(bigendian):
     msg = make_image(np.array([[0, 257, 32896, 65535]], dtype=np.uint16), 'mono16', bigendian=bigendian)
     assert image_to_bgr(msg, 'image')[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize('bits', [10, 12, 14])
+def test_a_picture_in_the_low_bits_of_16_is_not_black(bits):
+    white = 2**bits - 1
+    mono = np.array([[0, white // 2 + 1, white]], dtype=np.uint16)
+    assert image_to_bgr(make_image(mono, 'mono16'), 'image')[0, :, 0].tolist() == [0, 128, 255]
+    tile = np.array([[white // 2 + 1, white], [white, 0]], dtype=np.uint16)
+    image = image_to_bgr(make_image(np.tile(tile, (6, 6)), 'bayer_rggb16'), 'image')
+    np.testing.assert_array_equal(image, np.broadcast_to([0, 255, 128], (12, 12, 3)))
+    assert not image_to_bgr(make_image(np.zeros((2, 2), np.uint16), 'mono16'), 'image').any()
 
 
 @pytest.mark.parametrize('bigendian', [False, True])
@@ -517,6 +529,33 @@ def test_camera_from_k_and_d():
 )
 def test_coefficients_of_every_model(model, d, expected):
     assert camera_from_info(make_camera_info(distortion_model=model, d=d), 'camera_info').distortion == expected
+
+
+@pytest.mark.parametrize(
+    ('topic', 'rectified'),
+    [
+        ('/camera/image_rect', True),
+        ('/camera/image_rect_color/compressed', True),
+        ('left/image_rectified', True),
+        ('/zed/rgb/rect/image', True),
+        ('image', False),
+        ('/camera_rect/image_raw', False),
+        ('/direct/image', False),
+        ('/camera/image_rectangle', False),
+    ],
+)
+def test_rectified_pictures_are_known_by_their_topic(topic, rectified):
+    assert is_rectified(topic) is rectified
+
+
+def test_a_rectified_picture_is_described_by_p():
+    p = np.array([450.0, 0, 310, -45.0, 0, 455, 235, 0, 0, 0, 1, 0])
+    camera = camera_from_info(make_camera_info(p=p, distortion_model='mei'), 'info', rectified=True)
+    assert (camera.fx, camera.fy, camera.cx, camera.cy, camera.distortion) == (450, 455, 310, 235, ())
+    # The driver's K is that of the picture when D is zero.
+    assert camera_from_info(make_camera_info(p=p, d=[0.0] * 5), 'info', rectified=True).fx == 500
+    with pytest.raises(MessageError, match='info: P is empty, but D is not zero and the picture is rectified'):
+        camera_from_info(make_camera_info(p=np.zeros(12)), 'info', rectified=True)
 
 
 def test_region_of_interest_and_binning_keep_the_rays():

@@ -22,6 +22,7 @@ from cmml_ros.stream.conversions import (
     cloud_from_message,
     frame_id,
     image_to_bgr,
+    is_rectified,
     stamp_to_ns,
     transforms_from_message,
 )
@@ -115,7 +116,7 @@ class Assembler:
     def add_camera_info(self, msg: Any) -> None:
         """Learn the camera. Raises MessageError when it is not calibrated or not understood."""
         with self._receiving('camera_info'):
-            camera = camera_from_info(msg, self._camera_info_topic)
+            camera = camera_from_info(msg, self._camera_info_topic, is_rectified(self._image_topic))
             if not self._cameras or self._cameras[-1][1] != camera:
                 since_ns = int(msg.header.stamp.sec) * 1_000_000_000 + int(msg.header.stamp.nanosec)
                 self._cameras = [*self._cameras, (since_ns, camera)][-self._config.queue_size :]

@@ -5,6 +5,7 @@ Arrays are views of the message's own buffer wherever the layout allows; treat t
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ _MODEL_NAMES = {
     'equidistant': 'equidistant',
     'fisheye': 'equidistant',
 }
+
+_RECTIFIED = re.compile(r'(^|_)rect(ified)?(_|$)')
 
 # The frame header of a JPEG comes after its tables, profiles and previews; of the markers C0 to CF these are none.
 _MAX_SEGMENTS = 1000
@@ -121,7 +124,8 @@ def frame_id(header: Any) -> str:
 def image_to_bgr(msg: Any, topic: str) -> NDArray[np.uint8]:
     """The picture of an Image or CompressedImage, (height, width, 3) uint8, BGR.
 
-    16-bit colour, mono and Bayer: 65535 becomes 255 (as cv_bridge does). 16UC1, 16SC1, 32FC1 and 64FC1 do not say
+    16-bit colour, mono and Bayer: 65535 becomes 255 (as cv_bridge does), and where no value needs more than 10, 12 or
+    14 bits the largest that fits in these. 16UC1, 16SC1, 32FC1 and 64FC1 do not say
     what white is: the smallest finite value becomes 0, the largest 255, and what is not finite 0.
     Raises MessageError that names the topic for an unknown encoding, for data that are too short and for a payload
     that cannot be decoded.
@@ -166,26 +170,35 @@ def check_image(msg: Any, topic: str) -> None:
         _image_pixels(msg, _layout_of(msg, topic), topic)
 
 
-def camera_from_info(msg: Any, topic: str) -> Camera:
-    """The camera of a CameraInfo, for the raw image: K and D, and the region of interest and binning applied.
+def is_rectified(image_topic: str) -> bool:
+    """Whether a topic is named as those of pictures without lens distortion are: image_rect_color, rect/image."""
+    names = image_topic.removesuffix('/compressed').split('/')
+    name = names[-2] if names[-1] == 'image' and len(names) > 1 else names[-1]
+    return _RECTIFIED.search(name) is not None
 
-    The pipeline removes the lens distortion itself, so `image` must be the raw picture (image_raw). For a rectified
-    picture the driver must publish a CameraInfo whose K is the rectified one and whose D is empty or zero.
+
+def camera_from_info(msg: Any, topic: str, rectified: bool = False) -> Camera:
+    """The camera of a CameraInfo with the region of interest and binning applied: K and D, those of the raw image.
+
+    The pipeline removes the lens distortion itself. rectified: the picture has none any more; then, by the convention
+    of image_proc, P describes it where D is not zero, and K where it is.
     Raises MessageError for an uncalibrated camera, an unknown model or coefficients that do not fit it.
     """
-    intrinsics = np.asarray(msg.k, dtype=np.float64)
-    if intrinsics.size != 9 or not intrinsics.any():
-        raise MessageError(f'{topic}: K is empty: the camera is not calibrated; run camera_calibration')
-    model = _MODEL_NAMES.get(msg.distortion_model)
-    if model is None:
-        known = ', '.join(name for name in _MODEL_NAMES if name)
-        raise MessageError(f'{topic}: unknown distortion_model "{msg.distortion_model}"; known are {known}')
     coefficients = tuple(float(value) for value in msg.d)
-    distortion = _fit_coefficients(coefficients, model)
-    if distortion is None or (distortion and not msg.distortion_model):
-        raise MessageError(
-            f'{topic}: distortion_model "{msg.distortion_model}" does not go with {len(coefficients)} coefficients in D'
-        )
+    if rectified and any(coefficients):
+        projection = np.asarray(msg.p, dtype=np.float64)
+        if projection.size != 12 or not projection.any():
+            raise MessageError(
+                f'{topic}: P is empty, but D is not zero and the picture is rectified; inspect the raw picture, or '
+                'publish its camera_info with P'
+            )
+        intrinsics = projection.reshape(3, 4)[:, :3]
+        model, distortion = 'plumb_bob', ()
+    else:
+        intrinsics = np.asarray(msg.k, dtype=np.float64)
+        if intrinsics.size != 9 or not intrinsics.any():
+            raise MessageError(f'{topic}: K is empty: the camera is not calibrated; run camera_calibration')
+        model, distortion = _lens_of(msg, coefficients, topic)
     fx, _, cx, _, fy, cy = (float(value) for value in intrinsics.reshape(-1)[:6])
     try:
         camera = Camera(int(msg.width), int(msg.height), fx, fy, cx, cy, model, distortion)
@@ -291,9 +304,17 @@ def _convert(pixels: NDArray[Any], layout: _Layout) -> NDArray[np.uint8]:
         # OpenCV takes one channel as (rows, width) for some conversions and as (rows, width, 1) for none.
         native = np.asarray(cv2.cvtColor(native[:, :, 0] if layout.channels == 1 else native, layout.to_bgr))
     if native.dtype == np.uint16:
-        native = cv2.convertScaleAbs(native, alpha=255.0 / 65535.0)
+        native = cv2.convertScaleAbs(native, alpha=255.0 / _white_of(int(native.max())))
     bgr: NDArray[np.uint8] = np.asarray(native, dtype=np.uint8)
     return bgr
+
+
+def _white_of(brightest: int) -> int:
+    """White of a 16-bit picture: that of the fewest bits its brightest value fits in.
+
+    Many drivers leave the 10, 12 or 14 bits of a sensor in the low bits, where 65535 as white makes the picture black.
+    """
+    return next(2**bits - 1 for bits in (10, 12, 14, 16) if brightest < 2**bits)
 
 
 def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -353,6 +374,20 @@ def _is_cut_short(data: NDArray[np.uint8]) -> bool:
         if kind == b'IEND':
             return at > len(view)
     return True
+
+
+def _lens_of(msg: Any, coefficients: tuple[float, ...], topic: str) -> tuple[str, tuple[float, ...]]:
+    """Model and coefficients of the lens distortion."""
+    model = _MODEL_NAMES.get(msg.distortion_model)
+    if model is None:
+        known = ', '.join(name for name in _MODEL_NAMES if name)
+        raise MessageError(f'{topic}: unknown distortion_model "{msg.distortion_model}"; known are {known}')
+    distortion = _fit_coefficients(coefficients, model)
+    if distortion is None or (distortion and not msg.distortion_model):
+        raise MessageError(
+            f'{topic}: distortion_model "{msg.distortion_model}" does not go with {len(coefficients)} coefficients in D'
+        )
+    return model, distortion
 
 
 def _fit_coefficients(coefficients: tuple[float, ...], model: str) -> tuple[float, ...] | None:
