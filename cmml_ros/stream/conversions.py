@@ -185,6 +185,7 @@ def camera_from_info(msg: Any, topic: str, rectified: bool = False) -> Camera:
     Raises MessageError for an uncalibrated camera, an unknown model or coefficients that do not fit it.
     """
     coefficients = tuple(float(value) for value in msg.d)
+    distortion: tuple[float, ...] = ()
     if rectified and any(coefficients):
         projection = np.asarray(msg.p, dtype=np.float64)
         if projection.size != 12 or not projection.any():
@@ -193,7 +194,7 @@ def camera_from_info(msg: Any, topic: str, rectified: bool = False) -> Camera:
                 'publish its camera_info with P'
             )
         intrinsics = projection.reshape(3, 4)[:, :3]
-        model, distortion = 'plumb_bob', ()
+        model = 'plumb_bob'
     else:
         intrinsics = np.asarray(msg.k, dtype=np.float64)
         if intrinsics.size != 9 or not intrinsics.any():
