@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from cmml_ros.config import DetectionConfig
 from cmml_ros.errors import ModelError
 from cmml_ros.model.checkpoint import FORMAT, find_weights, load_network, save_weights
 from cmml_ros.model.network import MultitaskNetwork
-from cmml_ros.model.runtime import Segmenter, _lay_over
+from cmml_ros.model.runtime import Segmenter, _lay_over, _stretch_levels
 
 
 @pytest.fixture
@@ -102,3 +103,33 @@ def test_a_large_blob_that_only_the_coarse_picture_shows_is_taken_from_it():
     kept, rim = fine.copy()
     _lay_over(kept, rim, *coarse)
     np.testing.assert_array_equal(kept, fine[0])
+
+
+def _dim_hollow(contrast: float) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (360, 480, 3) of grained concrete with a hollow 130 px wide, `contrast` times as bright; and where."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.mgrid[:360, :480]
+    inside = np.clip(65.0 - np.hypot(rows - 180.0, columns - 240.0), 0.0, 1.0)
+    grain = cv2.GaussianBlur(rng.normal(0.0, 1.0, (360, 480)), (0, 0), 1.0)
+    grey = 120.0 * (1.0 - (1.0 - contrast) * inside) * (1.0 + 0.15 * grain / grain.std())
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2), inside >= 0.5
+
+
+def test_a_wide_hollow_that_is_far_from_black_is_found():
+    image, inside = _dim_hollow(0.8)
+    mask, _ = Segmenter(DetectionConfig(device='cpu')).probabilities(image, None)
+    found = mask >= 0.5
+    assert (found & inside).sum() > 0.8 * (found | inside).sum()
+
+
+def test_levels_are_stretched_alike_in_all_colours_and_no_more_than_by_the_limit():
+    ramp = np.repeat(np.arange(80, 160, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)
+    stretched = _stretch_levels(ramp).astype(int)
+    assert stretched.min() == 0
+    assert stretched.max() == pytest.approx(3 * 79, abs=1)
+    tinted = np.clip(ramp.astype(int) + np.array([0, 0, 10]), 0, 255).astype(np.uint8)
+    blue, _, red = (_stretch_levels(tinted)[..., channel].astype(int) for channel in range(3))
+    dark, bright = blue > 0, red < 255
+    assert ((red - blue)[dark & bright] == 30).all()
+    even = np.full((64, 64, 3), 90, np.uint8)
+    assert (_stretch_levels(even) == 0).all()

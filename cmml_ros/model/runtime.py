@@ -40,6 +40,9 @@ _LEAST_SIDE_PX = 64
 _FRAMES_AT_ONCE = {'cpu': 2, 'cuda': 3}
 # A disc of 10 pixels in the smaller picture, 40 or 80 in the full one.
 _MIN_COARSE_AREA_PX = 78.5
+# So much of a smaller picture is black and beyond white once its levels are stretched, by no more than the gain.
+_BLACK_PERCENT, _WHITE_PERCENT = 0.05, 99.5
+_MAX_GAIN = 3.0
 
 
 class Segmenter:
@@ -123,7 +126,7 @@ class Segmenter:
         for factor, maps in zip(factors[1:], range_maps[1:], strict=True):
             size = image.shape[1] // factor, image.shape[0] // factor
             small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_AREA), np.uint8)  # from the one before
-            _lay_over(mask, rim, *self._run(small, maps))
+            _lay_over(mask, rim, *self._run(_stretch_levels(small), maps))
         return mask, rim
 
     def _run(self, image: NDArray[np.uint8], maps: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -149,6 +152,18 @@ class Segmenter:
                 self.network.to('cpu')
                 self._engine = self._make_engine()
         return self._engine(padded, range_maps)[:, :height, :width]
+
+
+def _stretch_levels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`image`, (H, W, 3) BGR, from black to white, with one gain and one offset for all colours.
+
+    A wide cavity under an even sky, or in a dark surface, is far from black in it; the network, which learnt from
+    pictures that are dark inside most airholes, would pass over it.
+    """
+    black, white = np.percentile(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (_BLACK_PERCENT, _WHITE_PERCENT))
+    gain = min(255.0 / max(white - black, 1.0), _MAX_GAIN)
+    levels = np.clip(gain * (np.arange(256) - black), 0.0, 255.0).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, levels), np.uint8)
 
 
 def _pad(image: NDArray[np.uint8], maps: NDArray[np.float32] | None) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
