@@ -33,6 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    """A number of things that there must be at least one of."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text}')
+    return int(text)
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cmml', description='Find airholes in concrete with a camera and a range sensor, and measure them.'
@@ -119,7 +126,7 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
     parser.add_argument('--bag-out', type=Path, metavar='BAG', help='also write the results as a new rosbag2 folder')
-    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes (default: %(default)s)')
+    parser.add_argument('--workers', type=_positive, default=1, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--cluster', metavar='ADDRESS', help='run on this Ray cluster, HEAD:6379 or ray://HEAD:10001')
     parser.add_argument('--no-pdf', action='store_true', help='do not print report.pdf, which needs Chromium')
     parser.set_defaults(run=_analyze)
@@ -177,6 +184,8 @@ def _compare(options: argparse.Namespace) -> None:
     comparison = compare(options.run_a, options.run_b, options.out)
     counts = {kind: comparison.count(kind) for kind in ('matched', 'new', 'gone')}
     print(f'{counts["matched"]} matched, {counts["new"]} new in {options.run_b}, {counts["gone"]} gone')
+    if comparison.unplaced:
+        print(f'{comparison.unplaced} of both without a position are left out')
     if comparison.identical:
         print('no difference')
     for row in comparison.changed:
@@ -275,7 +284,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         '--full', action='store_true', help='of the measurement: the whole grid, not the one of a minute or two'
     )
     parser.add_argument(
-        '--frames', type=int, default=16, metavar='N', help='of the network: views a sensor (default: %(default)s)'
+        '--frames',
+        type=_positive,
+        default=16,
+        metavar='N',
+        help='of the network: views a sensor (default: %(default)s)',
     )
     parser.add_argument(
         '--look', choices=LOOKS, default=LOOKS[0], help='of the network: how views are rendered (default: %(default)s)'
@@ -332,7 +345,7 @@ def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder or file')
     parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
     parser.add_argument(
-        '--repeats', type=int, default=1, metavar='N', help='how often the recording is gone through (default: 1)'
+        '--repeats', type=_positive, default=1, metavar='N', help='how often the recording is gone through (default: 1)'
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures here')
     parser.set_defaults(run=_benchmark)

@@ -32,6 +32,21 @@ def test_a_wrong_call_ends_with_the_usage(arguments: list[str], capsys: pytest.C
 
 
 @pytest.mark.parametrize(
+    'arguments',
+    [
+        ['analyze', 'bag', '--out', 'out', '--workers', '0'],
+        ['evaluate', '--frames', '-1'],
+        ['benchmark', 'bag', '--repeats', 'two'],
+    ],
+)
+def test_a_number_of_nothing_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert f'argument {arguments[-2]}: must be a whole number from 1 on, got {arguments[-1]}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ('fault', 'status', 'message'),
     [
         (CmmlError('bag: no such bag'), 2, 'cmml: error: bag: no such bag\n'),

@@ -13,7 +13,7 @@ from cmml_ros.cli import main
 from cmml_ros.errors import ConfigError
 from cmml_ros.mapping.defect_map import MapEntry
 from cmml_ros.measurement.defect import Measurement, Status
-from cmml_ros.report.compare import compare
+from cmml_ros.report.compare import Comparison, compare
 from cmml_ros.report.tables import write_defects, write_geojson
 
 
@@ -69,6 +69,20 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path, capsys: pytest.Captur
     text = capsys.readouterr().out
     assert '3 matched, 0 new' in text
     assert 'no difference' in text
+    assert 'left out' not in text
+
+
+def test_what_has_no_position_is_neither_new_nor_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    somewhere = make_entry(2, 0.0, position=np.full(3, np.nan), outline=np.empty((0, 3)))
+    a = write_run(tmp_path / 'a', make_entry(1, 0.00), somewhere)
+    assert main(['compare', str(a), str(a), '--out', str(tmp_path / 'out')]) == 0
+    text = capsys.readouterr().out
+    assert '1 matched, 0 new' in text
+    assert ', 0 gone' in text
+    assert '2 of both without a position are left out' in text
+    assert 'no difference' in text
+    nowhere = write_run(tmp_path / 'b', somewhere)
+    assert compare(nowhere, nowhere, tmp_path / 'out') == Comparison((), unplaced=2)
 
 
 def test_close_neighbours_keep_their_own_partner(tmp_path: Path):

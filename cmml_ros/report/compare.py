@@ -45,9 +45,11 @@ class Comparison:
 
     deviations: difference over the root of both variances. Two runs of one recording share most of their errors, so
     there even 1 is much; between two recordings 5 % of the rows exceed 1.96 by chance.
+    unplaced: how many of both runs have no position, so that nobody can say whether they are the same; without a row.
     """
 
     rows: tuple[Row, ...]
+    unplaced: int = 0
 
     def count(self, kind: str) -> int:
         """How many rows are of `kind`."""
@@ -71,8 +73,9 @@ def compare(run_a: Path, run_b: Path, out: Path) -> Comparison:
 
     Raises ConfigError when a folder holds no results, or when the maps have different frames.
     """
-    a, b = _read(run_a), _read(run_b)
-    frames_a, frames_b = ({row['frame_id'] for row in rows if row['x_m']} for rows in (a, b))
+    read = _read(run_a), _read(run_b)
+    a, b = ([row for row in rows if row['x_m']] for rows in read)
+    frames_a, frames_b = ({row['frame_id'] for row in rows} for rows in (a, b))
     if frames_a and frames_b and frames_a != frames_b:
         raise ConfigError(f'{run_a} lies in {sorted(frames_a)}, {run_b} in {sorted(frames_b)}: they cannot be compared')
     pairs = match(a, b)
@@ -80,7 +83,7 @@ def compare(run_a: Path, run_b: Path, out: Path) -> Comparison:
     taken_a, taken_b = {i for i, _ in pairs}, {j for _, j in pairs}
     rows += [_make_row('gone', row, None) for index, row in enumerate(a) if index not in taken_a]
     rows += [_make_row('new', None, row) for index, row in enumerate(b) if index not in taken_b]
-    comparison = Comparison(tuple(rows))
+    comparison = Comparison(tuple(rows), unplaced=sum(map(len, read)) - len(a) - len(b))
     out.mkdir(parents=True, exist_ok=True)
     with TableWriter(out / 'compare.csv', COLUMNS) as table:
         for row in rows:
@@ -90,17 +93,16 @@ def compare(run_a: Path, run_b: Path, out: Path) -> Comparison:
 
 
 def match(a: list[Row], b: list[Row]) -> list[tuple[int, int]]:
-    """Pairs that lie on each other, one-to-one, as many and as close as can be; what has no place pairs with none."""
-    places_a, places_b = _places(a), _places(b)
-    known_a, known_b = (np.flatnonzero(np.isfinite(places).all(axis=1)) for places in (places_a, places_b))
-    if not len(known_a) or not len(known_b):
+    """Pairs that lie on each other, one-to-one, as many and as close as can be."""
+    if not a or not b:
         return []
+    places_a, places_b = _places(a), _places(b)
     radii = [0.5e-3 * np.array([_value(row, 'equivalent_diameter_mm', 0.0) for row in rows]) for rows in (a, b)]
     reach = max(_REACH_M, float(radii[0].max()), float(radii[1].max()))
-    near = cKDTree(places_a[known_a]).query_ball_tree(cKDTree(places_b[known_b]), reach)
+    near = cKDTree(places_a).query_ball_tree(cKDTree(places_b), reach)
     costs: dict[tuple[int, int], float] = {}
-    for first, others in zip(known_a.tolist(), near, strict=True):
-        for second in known_b[others].tolist():
+    for first, others in enumerate(near):
+        for second in others:
             distance = float(np.linalg.norm(places_a[first] - places_b[second]))
             if distance <= max(_REACH_M, radii[0][first], radii[1][second]):
                 costs[first, second] = distance
