@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.inspector import Inspection
+from cmml_ros.mapping.defect_map import MapEntry
 from cmml_ros.measurement.defect import Defect, Measurement, Status
 from cmml_ros.nodes.messages import make_defect_array, make_header, make_image
 from cmml_ros.nodes.publishers import InspectionPublishers
@@ -165,6 +167,20 @@ def test_the_overlay_is_drawn_only_for_a_reader() -> None:
     publishers.publish(make_inspection(), [], [])
     (overlay,) = topics.sent['~/overlay']
     assert overlay.header == make_header(STAMP_NS, 'camera')
+
+
+def test_the_map_is_told_again_and_only_what_changed_is_made_again() -> None:
+    topics = Topics()
+    publishers = InspectionPublishers(topics, 'map')
+    one, two, three = (MapEntry(number, 0, 'map', make_measurement(), 0.5, 1, 0, 0) for number in (1, 2, 3))
+    publishers.publish_map([one, two], STAMP_NS, '')
+    publishers.publish_map([one, replace(two, observations=2), three], STAMP_NS, '')
+    publishers.clear(STAMP_NS, '')
+    publishers.publish_map([replace(one, observations=5)], STAMP_NS, '')
+    told = [[(defect.id, defect.observation_count) for defect in each.defects] for each in topics.sent['~/map']]
+    assert told == [[(1, 1), (2, 1)], [(1, 1), (2, 2), (3, 1)], [], [(1, 5)]]
+    first, second, *_ = topics.sent['~/map']
+    assert second.defects[0] is first.defects[0]
 
 
 def test_clearing_deletes_every_marker_and_empties_the_map() -> None:

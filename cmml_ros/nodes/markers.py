@@ -10,7 +10,7 @@ from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from cmml_ros.measurement.defect import Measurement
-from cmml_ros.nodes.messages import make_point
+from cmml_ros.nodes.messages import make_point, make_points
 from cmml_ros.report.overlay import STATUS_COLORS_RGB, label_lines
 
 _RIM_WIDTH_M = 0.0005
@@ -80,7 +80,7 @@ def make_markers(header: Header, defect_id: int, measurement: Measurement | None
         marker.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     rim.type = Marker.LINE_STRIP
     rim.scale.x = _RIM_WIDTH_M
-    rim.points = [make_point(point) for point in (*measurement.outline, *measurement.outline[:1])]
+    rim.points = make_points(np.vstack([measurement.outline, measurement.outline[:1]]))
     label.type = Marker.TEXT_VIEW_FACING
     label.scale.z = _LABEL_HEIGHT_M
     label.pose.position = make_point(measurement.position + _LABEL_DISTANCE_M * measurement.normal)

@@ -89,15 +89,19 @@ def make_defect(defect_id: int, confidence: float, measurement: Measurement) -> 
         confidence=confidence,
         position=make_point(measurement.position),
         normal=make_vector(measurement.normal),
-        outline=[make_point(point) for point in measurement.outline],
+        outline=make_points(measurement.outline),
         **list_sizes(measurement),
     )
 
 
 def make_point(point: NDArray[np.float64]) -> Point:
     """x, y, z."""
-    x, y, z = point.tolist()
-    return Point(x=x, y=y, z=z)
+    return make_points(point[None])[0]
+
+
+def make_points(points: NDArray[np.float64]) -> list[Point]:
+    """x, y, z of each of `points`, (N, 3)."""
+    return [Point(x=x, y=y, z=z) for x, y, z in points.tolist()]
 
 
 def make_vector(vector: NDArray[np.float64]) -> Vector3:

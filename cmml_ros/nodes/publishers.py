@@ -11,7 +11,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 
 from cmml_ros.mapping.defect_map import MapEntry
-from cmml_ros.msg import CalibrationCheck, DefectArray
+from cmml_ros.msg import CalibrationCheck, Defect, DefectArray
 from cmml_ros.nodes.detections import find_vision_msgs, make_detections
 from cmml_ros.nodes.markers import MarkerPublisher
 from cmml_ros.nodes.messages import make_calibration, make_defect, make_defect_array, make_header, make_image
@@ -31,6 +31,7 @@ class InspectionPublishers:
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._node = node
         self._map_frame = map_frame
+        self._told: dict[int, tuple[MapEntry, Defect]] = {}
         self._defects = node.create_publisher(DefectArray, '~/defects', 10)
         self._calibration = node.create_publisher(CalibrationCheck, '~/calibration', 10)
         self._markers = MarkerPublisher(node, map_frame)
@@ -68,10 +69,15 @@ class InspectionPublishers:
         """Every airhole known so far; stamp_ns: of the latest image in it."""
         message = DefectArray(header=make_header(stamp_ns, self._map_frame), model_id=model_id, sync_offset=math.nan)
         message.projection_time = message.segmentation_time = message.measurement_time = message.total_time = math.nan
+        # Who has no news is the same entry as last time, and to make a message of it takes longer than to send it.
+        before, self._told = self._told, {}
         for entry in entries:
-            defect = make_defect(entry.defect_id, entry.confidence, entry.measurement)
-            defect.class_id = entry.class_id
-            defect.observation_count = entry.observations
+            known, defect = before.get(entry.defect_id, (None, None))
+            if known is not entry:
+                defect = make_defect(entry.defect_id, entry.confidence, entry.measurement)
+                defect.class_id = entry.class_id
+                defect.observation_count = entry.observations
+            self._told[entry.defect_id] = entry, defect
             message.defects.append(defect)
         self._map.publish(message)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the inspector brings torch, which takes seconds to import
     from cmml_ros.inspector import Inspection, Inspector
 
 _MAP_PERIOD_S = 1.0
-# Telling the map takes at most so much of the time: a message of 10,000 airholes takes 2 s to make.
+# Telling the map takes at most so much of the time: a first message of 10,000 airholes takes 2 s.
 _MAP_SHARE = 0.1
 _STOP_TIMEOUT_S = 2.0
 
