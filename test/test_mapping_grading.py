@@ -239,3 +239,8 @@ def test_bad_standards_are_named(tmp_path: Path):
     path.write_text('title: own\nedition: 1\nsource: me\nclasses:\n  - {name: A, area: 3}\n')
     with pytest.raises(ConfigError, match=r'own\.yaml: a class has a name and limits'):
         load_standards(str(path))
+    sound = 'title: own\nedition: 1\nsource: me\n'
+    for text in ('classes: 3', 'classes: [A]', 'classes: []\ndiameter_mm: 2', 'classes: []\ntest_area_mm: wide'):
+        path.write_text(f'{sound}{text}\n')
+        with pytest.raises(ConfigError, match=r'own\.yaml: .*; write it like those in config/grading'):
+            load_standards(str(path))

@@ -431,10 +431,16 @@ def test_diagnostics_tell_rates_and_results(robot: Robot) -> None:
     [
         ('sync.tolerence_s:=0.1', 'unknown setting "sync.tolerence_s"; did you mean "sync.tolerance_s"?'),
         ('detection.model:=nothing', 'cannot configure: no shipped weights called "nothing"'),
+        ('grading.standards:=nothing', 'cannot configure: no grading standard "nothing"; shipped are aci_301'),
+        ('report_dir:=5', "'report_dir' to '5' of type 'INTEGER', expecting type 'STRING'"),
+        ('autostart:=yes please', "'autostart' to 'yes please' of type 'STRING', expecting type 'BOOL'"),
+        ('topics:=image', "'topics' to 'image' of type 'STRING', expecting type 'STRING_ARRAY'"),
+        ('topics:=[]', '"topics" is empty'),
+        ('topics:=["no topic!"]', 'Invalid topic name'),
     ],
 )
 def test_a_node_that_cannot_start_says_why(start_node: StartNode, argument: str, message: str) -> None:
-    node = start_node('inspection_node', '-p', argument)
+    node = start_node('recorder_node' if argument.startswith('topics') else 'inspection_node', '-p', argument)
     node.await_end()
     assert node.process.returncode == 1
     assert message in node.said

@@ -48,6 +48,16 @@ def test_a_report_of_the_map_so_far_is_written_below_the_report_folder(ros_home:
     assert 'File name too long' in too_long.message
 
 
+def test_a_report_that_fails_is_answered_too(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError('no such share')
+
+    monkeypatch.setattr('cmml_ros.nodes.report_service.write_results', fail)
+    answer = robot.save_report.call(SaveReport.Request(), TIMEOUT_S)
+    assert not answer.success
+    assert answer.message == 'ZeroDivisionError: no such share'
+
+
 @pytest.mark.parametrize('directory', ['..', '../x', 'a/../../x', '/etc', '/', 'link', 'link/x', 'zero\0byte'])
 def test_no_name_leads_out_of_the_report_folder(tmp_path: Path, directory: str) -> None:
     root = tmp_path / 'reports'

@@ -52,9 +52,16 @@ def load_standards(names: str) -> list[Standard]:
         except OSError:
             known = ', '.join(sorted(file.stem for file in _shipped_folder().glob('*.yaml')))
             raise ConfigError(f'no grading standard "{name}"; shipped are {known}, or name a .yaml file') from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f'{path}: not valid YAML: {error}') from None
-        standards.append(_read_standard(path, document))
+        try:
+            standards.append(_read_standard(path, document))
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ) as error:  # text or a list where a number stands in config/grading/*.yaml
+            raise ConfigError(f'{path}: {error}; write it like those in config/grading') from None
     return standards
 
 

@@ -20,6 +20,7 @@ from cmml_ros.config import InspectorConfig
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.mapping.defect_map import DefectMap, MapSnapshot
+from cmml_ros.mapping.standard import load_standards
 from cmml_ros.nodes.complaints import Complaints
 from cmml_ros.nodes.diagnostics import (
     DiagnosticsPublisher,
@@ -68,7 +69,8 @@ class InspectionNode(ManagedNode):
         self._timers: list[Timer] = []
 
     def configure(self) -> None:
-        """Load and warm up the network, advertise the results. Raises ModelError."""
+        """Load and warm up the network, advertise the results. Raises ModelError or ConfigError."""
+        load_standards(self._config.grading.standards)  # what a report needs, hours later
         self.get_logger().info(f'loads the network {self._config.detection.model}')
         from cmml_ros.inspector import Inspector  # torch takes seconds, in which a signal must be heard
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NoReturn
 
 import rclpy
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -104,8 +105,8 @@ def run_node(*make_nodes: Callable[[], Node]) -> NoReturn:
             thread.join()
     except (ExternalShutdownException, _Stopped):
         pass
-    except CmmlError as error:
-        get_logger('cmml_ros').fatal(str(error))
+    except (CmmlError, ParameterException, NameValidationException) as error:
+        get_logger('cmml_ros').fatal(' '.join(str(error).split()))
         code = 1
     finally:
         for node in nodes:

@@ -12,10 +12,12 @@ from typing import NoReturn
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.timer import Timer
+from rclpy.validate_topic_name import validate_topic_name
 
 from cmml_ros.bag.recording import Recording, RecordingState
 from cmml_ros.bag.writer import BagWriter
 from cmml_ros.config import InspectorConfig, setting
+from cmml_ros.errors import ConfigError
 from cmml_ros.nodes.diagnostics import ERROR, OK, WARN, DiagnosticsPublisher, make_status
 from cmml_ros.nodes.managed import ManagedNode
 from cmml_ros.nodes.parameters import declare_config
@@ -71,6 +73,10 @@ class RecorderNode(ManagedNode):
         about_topics = ParameterDescriptor(description='topics to record; relative names are remapped', read_only=True)
         topics = self.declare_parameter('topics', list(_DEFAULT_TOPICS), about_topics).value
         self._config = declare_config(self, RecorderConfig, others=InspectorConfig)
+        if not topics:
+            raise ConfigError('"topics" is empty; name what is to be recorded, or leave it out')
+        for topic in topics:
+            validate_topic_name(topic)
         self._topics = sorted({self.resolve_topic_name(topic) for topic in topics})
         self._recording: Recording | None = None
         self._tap: Tap | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,6 +50,9 @@ class ReportService:
             except (CmmlError, OSError) as error:
                 reason = str(error) if isinstance(error, CmmlError) else f'{error.filename}: {error.strerror}'
                 response.success, response.message = False, reason
+            except Exception as error:  # who asked must not wait for ever
+                self._node.get_logger().error(f'no report: {traceback.format_exc()}')
+                response.success, response.message = False, f'{type(error).__name__}: {error}'
             written.set_result(None)
 
         threading.Thread(target=write, name='report').start()
