@@ -107,6 +107,24 @@ def test_a_manager_leads_the_node_through_its_states(robot: Robot, manager: Call
     assert lifecycle.state() == FINALIZED
 
 
+def test_a_transition_that_the_state_does_not_have_is_refused(
+    robot: Robot, manager: Callable[..., Manager], capfd: pytest.CaptureFixture[str]
+) -> None:
+    lifecycle = manager()
+    assert lifecycle.change(Transition.TRANSITION_DEACTIVATE)
+    assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        answer = lifecycle._ask(lifecycle._change, request, TIMEOUT_S)
+        assert answer is not None
+        assert not answer.success
+    assert lifecycle.state() == ACTIVE
+    assert 'no transition 1 from the state active; there are deactivate (4), shutdown (7)' in capfd.readouterr().err
+    robot.mount()
+    robot.send(START_NS, map_x_m=0.0)
+    robot.await_map([1])
+
+
 def test_without_autostart_the_node_waits_and_a_failure_leaves_it_unconfigured(
     start_node: StartNode, manager: Callable[..., Manager]
 ) -> None:

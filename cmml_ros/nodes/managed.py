@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -21,6 +22,8 @@ class ManagedNode(LifecycleNode):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         about = ParameterDescriptor(description='configure and activate without a lifecycle manager', read_only=True)
         self._autostart: bool = self.declare_parameter('autostart', True, about).value
         self.failure = ''
@@ -77,6 +80,18 @@ class ManagedNode(LifecycleNode):
         # It holds the node, and a node that is held keeps its participant: others would count on it for 20 s more, and
         # its shared memory would outlive the process.
         vars(self).pop('_state_machine', None)
+
+    def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        """rclpy raises when the state has no such transition, and whoever asked for it would wait for ever."""
+        wanted = request.transition.label or request.transition.id
+        try:
+            return self._change_state(request, response)
+        except RuntimeError:
+            possible = ', '.join(f'{each[1]} ({each[0]})' for each in self._state_machine.available_transitions)
+            state = self._state_machine.current_state[1]
+            self.get_logger().error(f'no transition {wanted} from the state {state}; there are {possible}')
+            response.success = False
+            return response
 
     def _finish(self) -> None:
         self.deactivate()
