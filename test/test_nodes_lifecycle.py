@@ -16,17 +16,33 @@ import pytest
 
 pytest.importorskip('rclpy')
 import rclpy
+from cmml_ros.msg import Defect
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from numpy.typing import NDArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from robot import START_NS, TIMEOUT_S, Robot, StartNode, ThresholdSegmenter, know_airholes
+from robot import (
+    LATCHED,
+    OK,
+    START_NS,
+    TIMEOUT_S,
+    Robot,
+    StartNode,
+    ThresholdSegmenter,
+    know_airholes,
+    make_cloud,
+    make_edge,
+    make_info,
+    make_picture,
+)
+from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import Trigger
 
 from cmml_ros.errors import ModelError
 from cmml_ros.nodes.inspection_node import InspectionNode
+from cmml_ros.nodes.messages import make_header, make_image
 
 ACTIVE, INACTIVE = State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_INACTIVE
 UNCONFIGURED, FINALIZED = State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_FINALIZED
@@ -105,6 +121,23 @@ def test_a_manager_leads_the_node_through_its_states(robot: Robot, manager: Call
     assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
     assert lifecycle.change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
     assert lifecycle.state() == FINALIZED
+
+
+def test_a_camera_info_that_was_latched_before_is_heard(robot: Robot, manager: Callable[..., Manager]) -> None:
+    lifecycle = manager()
+    assert lifecycle.change(Transition.TRANSITION_DEACTIVATE)
+    robot.destroy_publisher(robot.info)
+    robot.info = robot.make_publisher(CameraInfo, 'camera_info', LATCHED)
+    robot.info.publish(make_info(START_NS))
+    robot.mount()
+    assert lifecycle.change(Transition.TRANSITION_ACTIVATE)
+    robot.await_connection()
+    robot.tf.publish(make_edge(START_NS, 'map', 'camera'))
+    robot.points.publish(make_cloud(START_NS))
+    robot.image.publish(make_image(make_picture(), make_header(START_NS, 'camera')))
+    assert robot.await_result(START_NS).defects[0].area_status == Defect.MEASURED
+    robot.await_true(lambda: robot.values('camera_info').get('received') == '1', 'diagnostics')
+    assert robot.values('camera_info')['level'] == OK
 
 
 def test_a_transition_that_the_state_does_not_have_is_refused(

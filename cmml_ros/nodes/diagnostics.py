@@ -76,8 +76,8 @@ def make_input_status(
         values['transport_s'] = f'{statistics.transport_s:.4f}'
     if any('incompatible' in reason for reason in reasons):
         return make_status(name, ERROR, '; '.join(reasons), values)
-    # The static tree comes once: silence is only worth a warning on topics that stream.
-    if statistics.recent or (name == '/tf_static' and statistics.total):
+    # These may come once: silence is only worth a warning on topics that stream.
+    if statistics.recent or (name in ('/tf_static', 'camera_info') and statistics.total):
         return make_status(name, OK, 'receiving', values)
     return make_status(name, WARN, '; '.join(('nothing received', *reasons)), values)
 

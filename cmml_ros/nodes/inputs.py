@@ -18,7 +18,7 @@ from tf2_msgs.msg import TFMessage
 
 from cmml_ros.errors import CmmlError
 from cmml_ros.nodes.complaints import Complaints
-from cmml_ros.nodes.endpoints import Endpoints
+from cmml_ros.nodes.endpoints import Endpoints, match_qos
 from cmml_ros.stream.assembler import Assembler
 
 INPUT_NAMES = ('image', 'camera_info', 'points', '/tf', '/tf_static')
@@ -70,6 +70,7 @@ class SensorInputs:
         self._on_message = on_message
         self._subscriptions: dict[str, list[Subscription]] = {name: [] for name in INPUT_NAMES}
         self._compressed: Subscription | None = None
+        self._latched_info: Subscription | None = None
         self._spent_s = 0.0
         self._image_transports_s: dict[int, float] = {}  # by stamp
         image, add = topics['image'], assembler
@@ -91,6 +92,8 @@ class SensorInputs:
         for subscriptions in self._subscriptions.values():
             while subscriptions:
                 self._node.destroy_subscription(subscriptions.pop())
+        if self._latched_info is not None:
+            self._node.destroy_subscription(self._latched_info)
 
     def take_spent_s(self) -> float:
         """Wall time that putting messages into the Assembler has taken since the previous call."""
@@ -125,6 +128,28 @@ class SensorInputs:
             if reasons and self._endpoints.are_named(subscription.topic_name):
                 self._mismatched.remove(subscription)
 
+    def ask_for_latched(self) -> None:
+        """Ask for a camera_info that was published once, and latched, before this node listened; as long as none came.
+
+        Only then, for publishers that latch nothing warn of who asks for it.
+        """
+        statistics, (listening, *_) = self.statistics['camera_info'], self._subscriptions['camera_info']
+        publishers = self._node.get_publishers_info_by_topic(listening.topic_name)
+        if statistics.total or self._latched_info is not None or not publishers:
+            return
+        qos = match_qos(publishers, 1)
+        if qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+
+            def on_message(message: CameraInfo, info: dict[str, int]) -> None:
+                if not statistics.total:  # what is published from now on comes by the other one, too
+                    self._receive('camera_info', message, info, self._assembler.add_camera_info)
+                    self._on_message()
+
+            ignore = SubscriptionEventCallbacks(incompatible_qos=lambda _: None)
+            self._latched_info = self._node.create_subscription(
+                CameraInfo, listening.topic_name, on_message, qos, event_callbacks=ignore
+            )
+
     def explain_missing(self) -> list[str]:
         """The same for all that a result needs."""
         return [reason for name in ('image', 'camera_info', 'points') for reason in self.explain(name)]
@@ -136,13 +161,7 @@ class SensorInputs:
             # The executor takes one message of each topic a turn. All that wait are taken here, or transforms at 100 Hz
             # and more would fall behind the pictures while the worker keeps Python busy.
             for _ in range(qos.depth):
-                self._count(name, message, info)
-                started_s = time.perf_counter()
-                try:
-                    add(message)
-                except CmmlError as error:
-                    self._complaints.add(error)
-                self._spent_s += time.perf_counter() - started_s
+                self._receive(name, message, info, add)
                 taken = subscription.handle.take_message(message_type, False)
                 if taken is None:
                     break
@@ -161,6 +180,15 @@ class SensorInputs:
         subscription = self._node.create_subscription(message_type, topic, on_message, qos, event_callbacks=events)
         self._subscriptions[name].append(subscription)
         return subscription
+
+    def _receive(self, name: str, message: Any, info: dict[str, int], add: Callable[[Any], None]) -> None:
+        self._count(name, message, info)
+        started_s = time.perf_counter()
+        try:
+            add(message)
+        except CmmlError as error:
+            self._complaints.add(error)
+        self._spent_s += time.perf_counter() - started_s
 
     def _count(self, name: str, message: Any, info: dict[str, int]) -> None:
         statistics = self.statistics[name]

@@ -162,6 +162,7 @@ class InspectionNode(ManagedNode):
         self._diagnosed_s += elapsed_s
         statuses = []
         self._inputs.report_mismatches()
+        self._inputs.ask_for_latched()
         for name, statistics in self._inputs.statistics.items():
             reasons = [] if statistics.recent else self._inputs.explain(name)
             publishers = self._inputs.count_publishers(name)
