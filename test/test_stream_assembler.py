@@ -292,7 +292,7 @@ def test_bad_messages_are_refused_at_once_and_cost_nothing_else():
         add(assembler, 'image', -START_MS)
     with pytest.raises(MessageError, match='camera_info: focal lengths must be positive'):
         add(assembler, 'info', 0, -1.0)
-    with pytest.raises(MessageError, match='/tf: base -> lidar: a quaternion must not be zero'):
+    with pytest.raises(MessageError, match='/tf: base -> lidar: a quaternion must be finite and not zero'):
         add(assembler, 'tf', 0, 'base', 'lidar', 0.0, (0.0, 0.0, 0.0, 0.0))
     with pytest.raises(TransformError, match='camera -> base: would close the loop'):
         add(assembler, 'tf', 0, 'camera', 'base', 0.0)

@@ -606,7 +606,7 @@ def test_transforms():
 @pytest.mark.parametrize(
     ('edge', 'message'),
     [
-        (('base', 'camera', (0, 0, 0), (0, 0, 0, 0)), '/tf: base -> camera: a quaternion must not be zero'),
+        (('base', 'camera', (0, 0, 0), (0, 0, 0, 0)), '/tf: base -> camera: a quaternion must be finite and not zero'),
         (('base', 'camera', (0, np.nan, 0), (0, 0, 0, 1)), 'base -> camera: SE3 must be finite'),
         (('base', 'camera', (0, 0, 0), (0, np.inf, 0, 1)), 'quaternion'),
         (('base', '/base', (0, 0, 0), (0, 0, 0, 1)), 'from "base" to "base" needs two frames'),

@@ -62,6 +62,7 @@ class BagReader:
         self.path = path
         self.warnings: list[str] = []
         self.undecodable: Counter[str] = Counter()
+        self._damaged: list[str] = []  # files of which nothing can be read
         self._sources = self._open(path)
         self._typestores: dict[str, Typestore] = {}
         self._definitions: dict[str, MessageDefinition] = {}
@@ -103,7 +104,8 @@ class BagReader:
             raise BagError(f'{self.path}: no topic {name} (of type {found})')
         if candidates:
             raise BagError(f'{self.path}: several topics of type {found}; name one with {option}')
-        raise BagError(f'{self.path}: no topic of type {" or ".join(types)} among {", ".join(self.topics()) or "none"}')
+        others = ', '.join(f'{topic} ({type_name})' for topic, type_name in self.topics().items())
+        raise BagError(f'{self.path}: no topic of type {" or ".join(types)} among {others or "none"}')
 
     def find_sensor_topics(
         self, image: str | None = None, camera_info: str | None = None, points: str | None = None
@@ -151,7 +153,7 @@ class BagReader:
             if topic not in self._types:
                 raise BagError(f'{self.path}: no topic {topic} among {", ".join(self.topics())}')
         read = 0
-        faults = []
+        faults = [*self._damaged]
         for source in self._sources:
             try:
                 for topic, stamp_ns, data in source.messages(topics, start_ns, stop_ns):
@@ -205,7 +207,23 @@ class BagReader:
         if not files:
             raise BagError(f'{path}: {fault}, and no .mcap or .db3 file{_advise(path.iterdir())}')
         self.warnings.append(f'{path}: {fault}; its files were read one by one')
-        return [self._open_file(file) for file in files]
+        return self._open_files(files)
+
+    def _open_files(self, files: Sequence[Path]) -> list[_Source]:
+        """Those that can be read: a recording that was interrupted may end in a file of which nothing was written."""
+        sources, faults = [], []
+        for file in files:
+            try:
+                source = self._open_file(file)
+            except BagError as error:
+                faults.append(str(error))
+                self._damaged += [str(error)] if file.stat().st_size else []
+                continue
+            sources.append(source)
+        if not sources:
+            raise BagError('; '.join(faults))
+        self.warnings += faults
+        return sources
 
     def _open_file(self, path: Path) -> _Source:
         try:

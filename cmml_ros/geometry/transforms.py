@@ -51,7 +51,7 @@ class SE3:
         with np.errstate(over='ignore'):
             length = float(np.linalg.norm(quaternion))
         if not 1e-9 < length < np.inf:
-            raise ShapeError(f'a quaternion must not be zero, got {quaternion.tolist()}')
+            raise ShapeError(f'a quaternion must be finite and not zero, got {quaternion.tolist()}')
         rotation = Rotation.from_quat(quaternion / length).as_matrix()
         return cls(rotation, np.asarray(translation, dtype=np.float64))
 
