@@ -247,6 +247,30 @@ def test_names_tell_candidates_apart(tmp_path: Path):
     assert (topics.image, topics.camera_info, topics.points) == ('/left/image_raw', '/left/camera_info', '/near/points')
 
 
+def test_the_picture_of_a_depth_camera_is_told_from_its_depth(tmp_path: Path):
+    depths = {
+        '/cam/depth/image_rect_raw': IMAGE,
+        '/cam/depth/image_rect_raw/compressedDepth': COMPRESSED,
+        '/cam/depth/camera_info': CAMERA_INFO,
+        '/cam/aligned_depth_to_color/image_raw': IMAGE,
+        '/cam/aligned_depth_to_color/camera_info': CAMERA_INFO,
+        '/cam/depth/color/points': POINTS,
+    }
+    colors = {'/cam/color/image_raw': IMAGE, '/cam/color/camera_info': CAMERA_INFO}
+    with BagReader(make_topics(tmp_path / 'both', {**depths, **colors})) as reader:
+        topics = reader.find_sensor_topics()
+    assert (topics.image, topics.camera_info, topics.points) == (*colors, '/cam/depth/color/points')
+    with BagReader(make_topics(tmp_path / 'depth', depths)) as reader:
+        with pytest.raises(BagError, match=r'only depth images \(/cam/aligned_depth_to_color/image_raw, /cam/depth/'):
+            reader.find_sensor_topics()
+        topics = reader.find_sensor_topics('/cam/depth/image_rect_raw')
+    assert (topics.image, topics.camera_info) == ('/cam/depth/image_rect_raw', '/cam/depth/camera_info')
+    with BagReader(
+        make_topics(tmp_path / 'named', {f'/depth_camera{topic}': kind for topic, kind in colors.items()})
+    ) as reader:
+        assert reader.find_sensor_topics().image == '/depth_camera/cam/color/image_raw'
+
+
 def test_a_compressed_image_finds_its_camera_info(tmp_path: Path):
     path = make_topics(
         tmp_path / 'bag',

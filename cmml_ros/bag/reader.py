@@ -29,6 +29,7 @@ CAMERA_INFO_TYPES = ('sensor_msgs/msg/CameraInfo',)
 POINTS_TYPES = ('sensor_msgs/msg/PointCloud2',)
 TRANSFORM_TYPE = 'tf2_msgs/msg/TFMessage'
 
+_DEPTH = re.compile(r'(aligned_)?depth(_registered|_to_\w+|_image|_raw)?|compressedDepth')
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 _NO_DEFINITION = MessageDefinition(MessageDefinitionFormat.NONE, '')
 _DEFINITION_FORMATS = {'ros2msg': MessageDefinitionFormat.MSG, 'ros2idl': MessageDefinitionFormat.IDL}
@@ -87,8 +88,9 @@ class BagReader:
     def find_topic(self, types: Sequence[str], name: str | None, option: str) -> str:
         """The topic called `name`, or else the only one of `types` that holds messages.
 
-        A transport such as image/compressed does not count beside its raw topic. option: how the user can name a
-        topic, for the error. Raises BagError when there is no such topic, or more than one.
+        A transport such as image/compressed does not count beside its raw topic, nor does a depth image.
+        option: how the user can name a topic, for the error.
+        Raises BagError when there is no such topic, or more than one.
         """
         if name is not None:
             name = '/' + name.lstrip('/')
@@ -99,6 +101,11 @@ class BagReader:
         candidates = self._find_candidates(types)
         if name is None and len(candidates) == 1:
             return candidates[0]
+        if name is None and not candidates and (depths := list(filter(_is_depth, self._of_types(types)))):
+            raise BagError(
+                f'{self.path}: only depth images ({", ".join(depths)}), but airholes are looked for in the picture; '
+                f'record it, too, or take one of these for it with {option}'
+            )
         found = f'{" or ".join(types)}: {", ".join(candidates) or "none"}'
         if name is not None:
             raise BagError(f'{self.path}: no topic {name} (of type {found})')
@@ -236,8 +243,13 @@ class BagReader:
                     return stream
             raise BagError(f'{path}: cannot be read ({_describe(error)}); is it a rosbag2 file?') from None
 
+    def _of_types(self, types: Sequence[str]) -> list[str]:
+        return [topic for topic, type_name in self.topics().items() if type_name in types]
+
     def _find_candidates(self, types: Sequence[str]) -> list[str]:
-        topics = [topic for topic, type_name in self.topics().items() if type_name in types]
+        topics = self._of_types(types)
+        if types == IMAGE_TYPES:
+            topics = [topic for topic in topics if not _is_depth(topic)]
         topics = [topic for topic in topics if self._counts[topic]] or topics
         return [topic for topic in topics if topic.rpartition('/')[0] not in topics]
 
@@ -372,6 +384,11 @@ class _McapStream:
                 yield from StreamReader(file, record_size_limit=size).records
             except EndOfFile:
                 raise EOFError(f'the file ends inside a record, after {size} bytes') from None
+
+
+def _is_depth(image_topic: str) -> bool:
+    """Whether an image topic is named as those of depth images are: /camera/depth/image_rect_raw, depth_registered."""
+    return any(map(_DEPTH.fullmatch, image_topic.split('/')))
 
 
 def _advise(files: Iterable[Path]) -> str:
