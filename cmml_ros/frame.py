@@ -19,7 +19,7 @@ class Frame:
 
     image: (H, W, 3) uint8, BGR. stamp_ns, frame_id: acquisition stamp and optical frame of the image.
     cloud: points in the range sensor's frame, or None when there is no partner for the image.
-    T_camera_lidar, T_map_camera: None when unknown, and `transform_reason` says why.
+    T_camera_lidar, T_map_camera: None when unknown, and `transform_reason` says why, or what the first is short of.
     """
 
     image: NDArray[np.uint8]

@@ -160,6 +160,23 @@ def test_motion_between_the_stamps_is_taken_from_the_map():
     assert frame.T_camera_lidar.translation == pytest.approx([0.3 + 0.030, 0.0, 0.0])
 
 
+def test_where_the_map_ends_between_the_stamps_the_sensors_are_fixed_to_each_other():
+    events = [
+        *STATIC,
+        *(('tf', time_ms, 'map', 'base', 0.001 * time_ms) for time_ms in (0, 110)),
+        ('info', 0),
+        ('image', 100),
+        ('cloud', 130),
+    ]
+    (frame,), assembler = run(events)
+    assert frame.T_camera_lidar.translation == pytest.approx([0.3, 0.0, 0.0])
+    assert frame.T_map_camera.translation == pytest.approx([0.1 + 0.1, 0.0, 0.0])
+    expected = 'the sensors are taken as fixed to each other between their stamps: map -> base: known from'
+    assert frame.transform_reason.startswith(expected)
+    assert assembler.counts['no transform'] == 0
+    assert assembler.problem() is None
+
+
 def test_without_a_map_the_sensors_are_fixed_to_each_other():
     (frame,), assembler = run([*STATIC, ('info', 0), ('image', 100), ('cloud', 130), ('cloud', 230)])
     assert frame.T_camera_lidar.translation == pytest.approx([0.3, 0.0, 0.0])

@@ -64,8 +64,8 @@ class Assembler:
     known or `transform_wait_s` of sensor time has passed. What comes out depends on the order of the messages within
     each topic, not on how topics interleave nor on when `take` is called, as long as no queue overflows and no message
     is later than `transform_wait_s`.
-    Between the stamps of image and cloud the sensors move as `map_frame` says; while the camera's pose in it is unknown
-    they are taken as fixed to each other.
+    Between the stamps of image and cloud the sensors move as `map_frame` says; while the pose of one of them in it is
+    unknown they are taken as fixed to each other.
     `add_*` only enqueue, and may run in another thread than `take`, which converts.
     """
 
@@ -281,10 +281,21 @@ class Assembler:
             except TransformError as error:
                 if not (final or self._has_passed(max(pair.image_time_ns, pair.cloud_time_ns))):
                     return None
-                reasons.insert(0, str(error))
-                self._counts['no transform'] += 1
-                self._health.transform_reason = f'no transform from "{lidar_frame}" to "{camera_frame}": {error}'
+                T_camera_lidar = self._find_extrinsic(camera_frame, lidar_frame, pair.image_time_ns)
+                if T_camera_lidar is None:
+                    reasons.insert(0, str(error))
+                    self._counts['no transform'] += 1
+                    self._health.transform_reason = f'no transform from "{lidar_frame}" to "{camera_frame}": {error}'
+                else:
+                    reasons.insert(0, f'the sensors are taken as fixed to each other between their stamps: {error}')
         return _Ready(pair, self._camera_at(pair), T_camera_lidar, T_map_camera, '; '.join(dict.fromkeys(reasons)))
+
+    def _find_extrinsic(self, camera_frame: str, lidar_frame: str, time_ns: int) -> SE3 | None:
+        """T_camera_lidar at one time, None when it is not known."""
+        try:
+            return self._transform_buffer.lookup(camera_frame, lidar_frame, time_ns)
+        except TransformError:
+            return None
 
     def _has_passed(self, since_ns: int) -> bool:
         newest_ns = self._synchronizer.newest_time_ns
