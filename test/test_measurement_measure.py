@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cmml_ros.config import MeasurementConfig, SurfaceConfig
-from cmml_ros.geometry import surface
+from cmml_ros.geometry import lens, surface
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import ProjectedCloud
 from cmml_ros.geometry.mask import InstanceMask
@@ -400,7 +400,7 @@ def test_what_is_near_a_mask_is_so_by_the_distance_of_opencv(reach_px: float) ->
 
 
 def count_compiled() -> int:
-    modules = (opening, point_map, rim, shape_prior, surface)
+    modules = (lens, opening, point_map, rim, shape_prior, surface)
     return sum(len(getattr(item, 'signatures', ())) for module in modules for item in vars(module).values())
 
 
@@ -415,6 +415,7 @@ def test_nothing_is_compiled_while_a_node_runs() -> None:
     assert ready > 10  # as many are called from here; what they call in turn is not counted when it was kept on disk
     points, pixels = np.asfortranarray(cloud.points_camera), np.repeat(cloud.pixels, 2, axis=0)[::2]
     points.flags.writeable = False
+    np.testing.assert_allclose(CAMERA.project(points)[0], pixels, atol=1e-9)
     coverage = np.kron(mask.coverage, np.ones((2, 2), np.float32))[::2, ::2]
     coverage.flags.writeable = False
     (m,) = run([replace(mask, coverage=coverage)], ProjectedCloud(points, pixels))

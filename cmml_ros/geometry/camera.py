@@ -32,8 +32,8 @@ _TABLE_SIZE = 4096
 class _Radial(NamedTuple):
     """Where the lens model is one-to-one, tabulated: a distortion polynomial folds back further out."""
 
-    limit: float  # largest undistorted radius (equidistant: angle, rad) of the valid domain
-    undistorted: Array  # (_TABLE_SIZE,) that where the arc tangent of the distorted radius grows in even steps
+    limit: float  # largest undistorted radius of the valid domain
+    undistorted: Array  # (_TABLE_SIZE,) those (equidistant: angles) at even steps of the distorted one's arc tangent
     widest_rad: float  # from 0 to this
 
 
@@ -84,33 +84,28 @@ class Camera:
         points_camera: (N, 3), metres. Returns pixels (N, 2), NaN where a point is behind the camera or outside the
         valid domain of the lens model, and visible (N,): the pixel is known and inside the image.
         """
-        points = _check_columns(points_camera, 3, 'points_camera')
-        with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
-            depth = np.where(points[:, 2] > 0, points[:, 2], np.nan)
-            x = points[:, 0] / depth
-            y = points[:, 1] / depth
-            if self.is_distorted:
-                x, y = self._distort(x, y)
-            pixels = np.stack([self.fx * x + self.cx, self.fy * y + self.cy], axis=1)
+        from cmml_ros.geometry.compiled import as_compiled  # numba: half a second that not all need wait
+        from cmml_ros.geometry.lens import project
+
+        points = as_compiled(_check_columns(points_camera, 3, 'points_camera'))
+        pixels = project(points, self._pinhole, *self._lens)
         return pixels, self.contains(pixels)
 
     def see(self, points_source: ArrayLike, T_camera_source: SE3) -> tuple[Array, Array, NDArray[np.int64]]:
         """Those of `points_source`, (N, 3), metres, that lie in the image: in the camera frame, (K, 3).
 
-        And their pixels (K, 2) and indices (K,), in the order of the points. As `project` says, in a third of its time.
+        And their pixels (K, 2) and indices (K,), in the order of the points, as `project` says.
         """
-        from cmml_ros.geometry.compiled import as_compiled  # numba, as in `undistort`
+        from cmml_ros.geometry.compiled import as_compiled  # numba, as in `project`
         from cmml_ros.geometry.lens import project_seen
 
         return project_seen(
             as_compiled(_check_columns(points_source, 3, 'points_source')),
             as_compiled(T_camera_source.rotation),
             T_camera_source.translation,
-            np.array([self.fx, self.fy, self.cx, self.cy]),
+            self._pinhole,
             (self.width, self.height),
-            np.array(self._coefficients),
-            self.model == 'equidistant',
-            self._radial.limit if self.is_distorted else math.inf,
+            *self._lens,
         )
 
     def contains(self, pixels: ArrayLike) -> NDArray[np.bool_]:
@@ -147,22 +142,19 @@ class Camera:
         )
 
     @property
-    def _coefficients(self) -> tuple[float, ...]:
-        return self.distortion + (0.0,) * (8 - len(self.distortion))
+    def _pinhole(self) -> Array:
+        return np.array([self.fx, self.fy, self.cx, self.cy], np.float64)
 
-    def _radial_gain(self, squared: Array) -> tuple[Array, Array]:
-        """Radial factor f(s) and its derivative, s the squared undistorted radius (equidistant: squared angle)."""
-        if self.model == 'equidistant':
-            numerator, denominator = np.array([1.0, *self._coefficients[:4]]), np.array([1.0])
-        else:
-            k1, k2, _, _, k3, k4, k5, k6 = self._coefficients
-            numerator, denominator = np.array([1.0, k1, k2, k3]), np.array([1.0, k4, k5, k6])
-        n, dn = _evaluate_polynomial(numerator, squared)
-        if not denominator[1:].any():
-            return n, dn
-        d, dd = _evaluate_polynomial(denominator, squared)
-        d = np.where(d > 0, d, np.nan)  # beyond a pole the model means nothing
-        return n / d, (dn * d - n * dd) / d**2
+    @property
+    def _coefficients(self) -> Array:
+        """(8,), zero for those that the model lacks."""
+        return np.array(self.distortion + (0.0,) * (8 - len(self.distortion)), np.float64)
+
+    @cached_property
+    def _lens(self) -> tuple[Array, bool, float]:
+        """Coefficients, whether equidistant, and the largest undistorted radius."""
+        limit = self._radial.limit if self.is_distorted else math.inf
+        return self._coefficients, self.model == 'equidistant', limit
 
     @cached_property
     def _radial(self) -> _Radial:
@@ -172,11 +164,13 @@ class Camera:
         eigenvalue below -6 |p| r. While min(f, f + 2 r^2 f') > 6 |p| r the map is the gradient of a strictly convex
         function, hence one-to-one.
         """
+        from cmml_ros.geometry.lens import tabulate_gain
+
         angles = np.linspace(0.0, _MAX_ANGLE_RAD, _TABLE_SIZE)
         radius = angles if self.model == 'equidistant' else np.tan(angles)
         tangential = 0.0 if self.model == 'equidistant' else math.hypot(*self._coefficients[2:4])
         with np.errstate(all='ignore'):
-            gain, slope = self._radial_gain(radius**2)
+            gain, slope = tabulate_gain(self._coefficients, self.model == 'equidistant', radius)
             stretch = np.minimum(gain, gain + 2.0 * radius**2 * slope)
             folded = ~(stretch > 6.0 * tangential * radius)
         count = int(np.argmax(folded)) if folded.any() else _TABLE_SIZE
@@ -185,34 +179,15 @@ class Camera:
         distorted = (radius * gain)[:count]
         widest_rad = math.atan(distorted[-1])
         even = np.tan(np.linspace(0.0, widest_rad, _TABLE_SIZE))
-        return _Radial(float(radius[count - 1]), np.interp(even, distorted, radius[:count]), widest_rad)
-
-    def _distort(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Distorted normalized coordinates; NaN outside the valid domain."""
-        radius = np.hypot(x, y)
-        if self.model == 'equidistant':
-            angle = np.arctan(radius)
-            gain, _ = self._radial_gain(angle**2)
-            scale = np.where(radius > 1e-12, angle * gain / np.maximum(radius, 1e-300), 1.0)
-            scale = np.where(angle <= self._radial.limit, scale, np.nan)
-            return x * scale, y * scale
-        squared = np.where(radius <= self._radial.limit, radius**2, np.nan)
-        gain, _ = self._radial_gain(squared)
-        p1, p2 = self._coefficients[2:4]
-        return (
-            x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
-            y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
-        )
+        return _Radial(math.tan(angles[count - 1]), np.interp(even, distorted, radius[:count]), widest_rad)
 
     def undistort(self, x_distorted: Array, y_distorted: Array) -> tuple[Array, Array]:
         """x and y, over z, of the rays to where a camera without distortion sees those, each (N,)."""
-        from cmml_ros.geometry.lens import undistort  # numba: half a second that who projects only need not wait
+        from cmml_ros.geometry.lens import undistort
 
         x, y = undistort(
             np.stack([x_distorted, y_distorted], axis=1),
-            np.array(self._coefficients),
-            self.model == 'equidistant',
-            self._radial.limit,
+            *self._lens,
             self._radial.undistorted,
             self._radial.widest_rad,
             1e-6 / max(self.fx, self.fy),
@@ -225,13 +200,3 @@ def _check_columns(values: ArrayLike, columns: int, name: str) -> Array:
     if array.ndim != 2 or array.shape[1] != columns:
         raise ShapeError(f'{name} must be (N, {columns}), got {array.shape}')
     return array
-
-
-def _evaluate_polynomial(coefficients: Array, x: Array) -> tuple[Array, Array]:
-    """Value and derivative, lowest power first (Horner)."""
-    value = np.full_like(x, coefficients[-1])
-    derivative = np.zeros_like(x)
-    for coefficient in coefficients[-2::-1]:
-        derivative = derivative * x + value
-        value = value * x + coefficient
-    return value, derivative

@@ -1,4 +1,4 @@
-"""The lens models of camera.py point by point, and their inverse pixel by pixel."""
+"""The lens models point by point, and their inverse pixel by pixel."""
 
 from __future__ import annotations
 
@@ -34,11 +34,55 @@ def _radial_gain(coefficients: Array, equidistant: bool, squared: float) -> tupl
 
 
 @compiled
+def tabulate_gain(coefficients: Array, equidistant: bool, radii: Array) -> tuple[Array, Array]:
+    """What `_radial_gain` says of undistorted radii (equidistant: angles), each (N,)."""
+    gains, slopes = np.empty_like(radii), np.empty_like(radii)
+    for i in range(len(radii)):
+        gains[i], slopes[i] = _radial_gain(coefficients, equidistant, radii[i] * radii[i])
+    return gains, slopes
+
+
+@compiled
+def _distort(x: float, y: float, coefficients: Array, equidistant: bool) -> tuple[float, float]:
+    """Distorted normalized coordinates. Who calls it looks after the valid domain: here that would take longer."""
+    squared = x * x + y * y
+    if equidistant:
+        radius = math.sqrt(squared)
+        angle = math.atan(radius)
+        gain, _ = _radial_gain(coefficients, equidistant, angle * angle)
+        scale = angle * gain / radius if radius > 1e-12 else 1.0
+        return x * scale, y * scale
+    p1, p2 = coefficients[2], coefficients[3]
+    gain, _ = _radial_gain(coefficients, equidistant, squared)
+    return (
+        x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
+        y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
+    )
+
+
+@compiled
+def project(points: Array, pinhole: Array, coefficients: Array, equidistant: bool, limit: float) -> Array:
+    """Pixels, (N, 2), of `points`, (N, 3) in the camera frame; NaN behind it and outside the valid domain.
+
+    pinhole: fx, fy, cx, cy. coefficients: (8,), those that the model lacks are 0. limit: largest undistorted radius
+    of the valid domain, infinite where nothing is distorted.
+    """
+    pixels = np.full((len(points), 2), math.nan)
+    for i in range(len(points)):
+        depth = points[i, 2]
+        x, y = points[i, 0] / depth, points[i, 1] / depth
+        if depth > 0.0 and x * x + y * y <= limit * limit:
+            x, y = _distort(x, y, coefficients, equidistant)
+            pixels[i, 0], pixels[i, 1] = pinhole[0] * x + pinhole[2], pinhole[1] * y + pinhole[3]
+    return pixels
+
+
+@compiled
 def project_seen(
     points: Array,
     rotation: Array,
     translation: Array,
-    intrinsics: Array,
+    pinhole: Array,
     size: tuple[int, int],
     coefficients: Array,
     equidistant: bool,
@@ -46,12 +90,10 @@ def project_seen(
 ) -> tuple[Array, Array, NDArray[np.int64]]:
     """Those of `points`, (N, 3), moved by rotation and translation, that lie in the image: (K, 3).
 
-    And their pixels (K, 2) and indices (K,). intrinsics: fx, fy, cx, cy. size: width, height. coefficients, limit: as
-    of `undistort`, the latter infinite where nothing is distorted.
+    And their pixels (K, 2) and indices (K,). size: width, height. The rest as of `project`.
     """
     moved, pixels = np.empty((len(points), 3)), np.empty((len(points), 2))
     indices = np.empty(len(points), np.int64)
-    p1, p2 = coefficients[2], coefficients[3]
     count = 0
     for i in range(len(points)):
         for axis in range(3):
@@ -65,24 +107,10 @@ def project_seen(
         if not depth > 0.0:
             continue
         x, y = moved[count, 0] / depth, moved[count, 1] / depth
-        squared = x * x + y * y
-        if equidistant:
-            radius = math.sqrt(squared)
-            angle = math.atan(radius)
-            if not angle <= limit:
-                continue
-            gain, _ = _radial_gain(coefficients, equidistant, angle * angle)
-            scale = angle * gain / radius if radius > 1e-12 else 1.0
-            x, y = x * scale, y * scale
-        else:
-            if not squared <= limit * limit:
-                continue
-            gain, _ = _radial_gain(coefficients, equidistant, squared)
-            x, y = (
-                x * gain + 2.0 * p1 * x * y + p2 * (squared + 2.0 * x * x),
-                y * gain + p1 * (squared + 2.0 * y * y) + 2.0 * p2 * x * y,
-            )
-        u, v = intrinsics[0] * x + intrinsics[2], intrinsics[1] * y + intrinsics[3]
+        if not x * x + y * y <= limit * limit:
+            continue
+        x, y = _distort(x, y, coefficients, equidistant)
+        u, v = pinhole[0] * x + pinhole[2], pinhole[1] * y + pinhole[3]
         if u >= -0.5 and u < size[0] - 0.5 and v >= -0.5 and v < size[1] - 0.5:
             pixels[count, 0], pixels[count, 1] = u, v
             indices[count] = i
@@ -102,13 +130,13 @@ def undistort(
 ) -> Array:
     """Undistorted normalized coordinates of `distorted`, both (N, 2): the radius from a table, then Newton's method.
 
-    coefficients: (8,), those that the model lacks are 0. limit: largest undistorted radius (equidistant: angle) of the
-    valid domain. starts: (K,) undistorted radii (equidistant: angles) at the arc tangents of distorted radii, even
-    steps from 0 to `widest`. NaN where no place of the domain is distorted to within `tolerance`.
+    coefficients, limit: as of `project`. starts: (K,) undistorted radii (equidistant: angles) at the arc tangents of
+    distorted radii, even steps from 0 to `widest`. NaN where no place of the domain is distorted to within `tolerance`.
     """
     found = np.empty_like(distorted)
     p1, p2 = coefficients[2], coefficients[3]
     steps = (len(starts) - 1) / widest if widest > 0.0 else 0.0
+    widest_angle = math.atan(limit)
     for i in range(len(distorted)):
         x_wanted, y_wanted = distorted[i]
         radius_wanted = math.sqrt(x_wanted * x_wanted + y_wanted * y_wanted)
@@ -121,7 +149,7 @@ def undistort(
             for _ in range(_NEWTON_STEPS):
                 gain, slope = _radial_gain(coefficients, equidistant, angle * angle)
                 step = (angle * gain - radius_wanted) / (gain + 2.0 * angle * angle * slope)
-                angle = min(max(angle - step, 0.0), limit)
+                angle = min(max(angle - step, 0.0), widest_angle)
                 if not abs(step) > tolerance:
                     break
             gain, _ = _radial_gain(coefficients, equidistant, angle * angle)

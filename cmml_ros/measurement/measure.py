@@ -99,7 +99,7 @@ def prepare() -> None:
     coverage = np.clip(10.5 - np.hypot(u - 11.5, v - 11.5), 0.0, 1.0).astype(np.float32)
     (measured,) = measure(
         [InstanceMask(coverage, 68, 48, 1.0)],
-        ProjectedCloud(points, pixels),
+        ProjectedCloud(points, camera.project(points)[0]),
         camera,
         SurfaceConfig(),
         MeasurementConfig(),
