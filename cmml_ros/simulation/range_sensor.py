@@ -55,7 +55,6 @@ class DepthCamera:
     """
 
     frame_id: ClassVar[str] = 'depth_optical_frame'
-    optical_axes: ClassVar[bool] = True
 
     width: int = 298
     height: int = 168
@@ -116,7 +115,6 @@ class LineProfiler:
     """
 
     frame_id: ClassVar[str] = 'profiler_optical_frame'
-    optical_axes: ClassVar[bool] = True
 
     points_per_profile: int = 1024
     profiles: int = 320
@@ -168,7 +166,6 @@ class TofLidar:
     """
 
     frame_id: ClassVar[str] = 'lidar_frame'
-    optical_axes: ClassVar[bool] = False
 
     pattern: Literal['rosette', 'spinning'] = 'rosette'
     points: int = 50_000

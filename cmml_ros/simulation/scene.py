@@ -39,10 +39,10 @@ _EDGE_M = 0.002  # between an airhole and the end of the wall
 class AirholeTruth:
     """One airhole, exactly as every ray sees it; metres, scene frame.
 
-    rim: (n, 3) polygon on the surface, counter-clockwise seen from outside; rim_developed: (n, 2) the same in developed
-    coordinates. area_m2: of the rim polygon on the surface. major_axis_m, minor_axis_m: of the ellipse with the second
-    moments of the rim polygon. depth_max_m and volume_m3: over the rim polygon, down to the first surface seen along
-    the inward normal. void_volume_m3: all that is missing, with what an undercut rim hides. normal points out.
+    rim: (n, 3) polygon on the surface, counter-clockwise seen from outside. area_m2: of the rim polygon on the surface.
+    major_axis_m, minor_axis_m: of the ellipse with the second moments of the rim polygon. depth_max_m and volume_m3:
+    over the rim polygon, down to the first surface seen along the inward normal. void_volume_m3: all that is missing,
+    with what an undercut rim hides. normal points out.
     """
 
     id: int
@@ -51,7 +51,6 @@ class AirholeTruth:
     centre_developed: Array
     normal: Array
     rim: Array
-    rim_developed: Array
     area_m2: float
     equivalent_diameter_m: float
     major_axis_m: float
@@ -77,14 +76,12 @@ class Hits:
     distance_m: (N,) along the ray, inf for nothing. surface_id: (N,) int32, k for airhole k, 0 for the wall (tie holes
     included), -1 for nothing. normals: (N, 3) of the surface, towards the ray. developed: (N, 2) where the ray enters
     the wall surface, NaN for nothing; for a ray into a cavity that is a point inside the rim.
-    inside: (N,) the ray ends below the wall surface, in an airhole or a tie hole.
     """
 
     distance_m: Array
     surface_id: NDArray[np.int32]
     normals: Array
     developed: Array
-    inside: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +112,6 @@ class Scene:
         normals[found] = self.wall.normals(developed[found])
         surface_id = np.full(len(origins), NOTHING, dtype=np.int32)
         surface_id[found] = WALL
-        inside = np.zeros(len(origins), dtype=bool)
         cavity = self.find_cavities(developed[found])
         entering = np.flatnonzero(cavity >= 0)
         deeper, hit_normals, hit_cavity = self.cast_inside(entry[entering], directions[found[entering]])
@@ -124,10 +120,9 @@ class Scene:
         rows = found[entering[kept]]
         distance[rows] += deeper[kept]
         normals[rows] = hit_normals[kept]
-        inside[rows] = True
         hole_id = cavity[entering[kept]] + 1
         surface_id[rows] = np.where(hole_id <= len(self.holes), hole_id, WALL)
-        return Hits(distance, surface_id, normals, developed, inside)
+        return Hits(distance, surface_id, normals, developed)
 
     def find_cavities(self, developed: Array) -> NDArray[np.int32]:
         """Index into `cavities` of the rim polygon that holds each point (N, 2), -1 for none, (N,)."""
@@ -350,7 +345,6 @@ def _describe(number: int, shape: Shape, cavity: Cavity, wall: Wall) -> AirholeT
         centre_developed=centre,
         normal=wall.normals(centre[None])[0],
         rim=wall.points(cavity.rim),
-        rim_developed=cavity.rim,
         area_m2=cavity.rim_area_m2,
         equivalent_diameter_m=2 * math.sqrt(cavity.rim_area_m2 / math.pi),
         major_axis_m=major,
