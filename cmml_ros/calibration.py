@@ -34,6 +34,7 @@ class CalibrationCheck:
 
     correction: (6,) rotation vector (rad) and translation (m) of T_camera_corrected @ T_camera_lidar^-1, camera frame,
     and std (6,) its deviations; NaN when not determined. match_count, inlier_ratio: of the latest frame.
+    One that is NOT_CHECKED and has a correction is in doubt: the data contradict the extrinsic, in too few frames yet.
     """
 
     status: CalibrationStatus
@@ -42,6 +43,11 @@ class CalibrationCheck:
     std: Array = field(default_factory=lambda: np.full(6, math.nan))
     match_count: int = 0
     inlier_ratio: float = math.nan
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the data contradict the extrinsic, but in too few frames to be believed."""
+        return self.status is CalibrationStatus.NOT_CHECKED and bool(np.isfinite(self.correction).all())
 
 
 NOT_CHECKED = CalibrationCheck(CalibrationStatus.NOT_CHECKED)
@@ -93,12 +99,16 @@ class CalibrationMonitor:
         total = self._covariance + systematic
         std = np.sqrt(np.diag(total))
         distance = float(self._mean @ np.linalg.solve(total, self._mean))
-        drifted = self._frames >= self._config.frames_to_believe and distance > float(chdtri(6, _SIGNIFICANCE))
-        if not drifted:
-            return CalibrationCheck(CalibrationStatus.CONSISTENT, '', self._mean.copy(), std, match_count, inlier_ratio)
-        turned_deg, moved_m = (float(np.linalg.norm(part)) for part in np.split(self._mean, 2))
-        reason = (
+        mean = self._mean.copy()
+        if distance <= float(chdtri(6, _SIGNIFICANCE)):
+            return CalibrationCheck(CalibrationStatus.CONSISTENT, '', mean, std, match_count, inlier_ratio)
+        turned_deg, moved_m = (float(np.linalg.norm(part)) for part in np.split(mean, 2))
+        finding = (
             f'the data see the range sensor turned by {math.degrees(turned_deg):.2f} degrees and moved by '
-            f'{1e3 * moved_m:.1f} mm against /tf; calibrate again, or use registration.mode: refine'
+            f'{1e3 * moved_m:.1f} mm against /tf'
         )
-        return CalibrationCheck(CalibrationStatus.DRIFTED, reason, self._mean.copy(), std, match_count, inlier_ratio)
+        if self._frames < self._config.frames_to_believe:
+            reason = f'{finding}, in {self._frames} of the {self._config.frames_to_believe} frames that make it sure'
+            return CalibrationCheck(CalibrationStatus.NOT_CHECKED, reason, mean, std, match_count, inlier_ratio)
+        reason = f'{finding}; calibrate again, or use registration.mode: refine'
+        return CalibrationCheck(CalibrationStatus.DRIFTED, reason, mean, std, match_count, inlier_ratio)

@@ -134,6 +134,7 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _analyze(options: argparse.Namespace) -> None:
     from cmml_ros.analyze import analyze
+    from cmml_ros.calibration import NOT_CHECKED, CalibrationStatus
     from cmml_ros.config import InspectorConfig, load_config
 
     config = load_config(InspectorConfig, options.config) if options.config else InspectorConfig()
@@ -160,7 +161,9 @@ def _analyze(options: argparse.Namespace) -> None:
         text = f'no frame is placed in "{map_frame}" (sync.map_frame): airholes are listed once for each frame'
         print(f'cmml: note: {text}', file=sys.stderr)
     incomplete = [f'{count} of {summary.frames} frames: {reason}' for reason, count in summary.incomplete.items()]
-    for note in (*summary.warnings, *summary.errors, *incomplete):
+    check = summary.calibration.check if summary.calibration else NOT_CHECKED
+    contradiction = [check.reason] if check.in_doubt or check.status is CalibrationStatus.DRIFTED else []
+    for note in (*summary.warnings, *summary.errors, *incomplete, *contradiction):
         print(f'cmml: note: {note}', file=sys.stderr)
     print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
 

@@ -15,6 +15,8 @@ from cmml_ros.model.registration import Registrar, Registration
 
 # The frames go first; a quarter of a core is left for the check where they take everything.
 _NICENESS = 5
+# So soon after one check the next is begun while the extrinsic is in doubt.
+_DOUBT_PERIOD_S = 2.0
 
 
 class ExtrinsicCheck:
@@ -23,11 +25,14 @@ class ExtrinsicCheck:
     A check takes several times as long as a frame, so it runs in a thread of its own while the frames go on. Its result
     belongs to the first frame that is half a period later, live and offline alike, so that what comes out does not
     depend on the speed of the machine; what a recording ends before, `finish` tells.
+
+    in_doubt: set by who judges the results: whether to check again soon.
     """
 
     def __init__(self, registrar: Registrar, period_s: float) -> None:
         self._registrar = registrar
         self._period_s = period_s
+        self.in_doubt = False
         # One thread for all checks: the allocator keeps what a thread has freed for that thread, tens of megabytes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix='extrinsic check')
         self._started_ns: int | None = None
@@ -35,8 +40,9 @@ class ExtrinsicCheck:
 
     def results(self, frame: Frame, T_camera_lidar: SE3) -> list[tuple[Frame, Registration | PoseError]]:
         """What has become known by this frame: the frames that were checked, and what they say."""
-        known = [] if 0.0 <= self._age_s(frame) < 0.5 * self._period_s else self.finish()
-        if self._period_s > 0.0 and not 0.0 <= self._age_s(frame) < self._period_s:
+        period_s = min(self._period_s, _DOUBT_PERIOD_S) if self.in_doubt else self._period_s
+        known = [] if 0.0 <= self._age_s(frame) < 0.5 * period_s else self.finish()
+        if period_s > 0.0 and not 0.0 <= self._age_s(frame) < period_s:
             self._started_ns = frame.stamp_ns
             self._running = frame, self._thread.submit(_check, self._registrar, frame, T_camera_lidar)
         return known

@@ -36,8 +36,8 @@ class Inspection:
     """What one frame told: its airholes, measured in the camera's optical frame.
 
     T_camera_lidar: the registration that the points were taken through, None when there is none. calibration: what is
-    known about the extrinsic by now. points_reason: why a cloud that is there and registered cannot be used; empty when
-    it can. timings_s: wall time per stage, seconds.
+    known about the extrinsic by now. points_reason: why a cloud that is there cannot be used, beyond the reason
+    of the frame. timings_s: wall time per stage, seconds.
     """
 
     frame: Frame
@@ -144,7 +144,8 @@ class Inspector:
             'network': segmented_at - projected_at,
             'measure': measured_at - segmented_at,
         }
-        points_reason = unknown[1] if unknown and frame.cloud is not None and T_camera_lidar is not None else ''
+        points_reason = unknown[1] if unknown and frame.cloud is not None else ''
+        points_reason = '' if points_reason in frame.transform_reason else points_reason
         return Inspection(frame, defects, self.model_id, timings_s, T_camera_lidar, calibration, points_reason)
 
     def _register(self, frame: Frame) -> tuple[SE3 | None, str, ExtrinsicStd | None]:
@@ -164,6 +165,7 @@ class Inspector:
                 self._calibration = NOT_CHECKED
             for checked, found in self._check.results(frame, given):
                 self._calibration = self._judge(found, checked)
+                self._check.in_doubt = self._calibration.in_doubt
             return given, '', None
         try:
             if mode == 'match':

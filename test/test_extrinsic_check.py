@@ -60,6 +60,16 @@ def test_a_result_belongs_to_the_frame_half_a_period_later_however_long_it_took(
     assert {name.startswith('extrinsic check') for name in registrar.begun} == {True}
 
 
+def test_a_doubt_is_looked_into_soon() -> None:
+    check = ExtrinsicCheck(Registrar(), period_s=20.0)
+    assert run(check, 100.0, 110.0) == {100.0: [], 110.0: [(100.0, 'check 1')]}
+    check.in_doubt = True
+    assert run(check, 110.5, 111.0, 111.5) == {110.5: [], 111.0: [], 111.5: [(110.5, 'check 2')]}
+    assert run(check, 112.5, 113.5) == {112.5: [], 113.5: [(112.5, 'check 3')]}
+    check.in_doubt = False
+    assert run(check, 120.0, 132.5, 142.5) == {120.0: [], 132.5: [], 142.5: [(132.5, 'check 4')]}
+
+
 def test_after_a_jump_back_of_time_a_new_check_begins() -> None:
     check = ExtrinsicCheck(Registrar(), period_s=20.0)
     assert run(check, 100.0, 110.0, 120.0) == {100.0: [], 110.0: [(100.0, 'check 1')], 120.0: []}

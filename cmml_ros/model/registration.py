@@ -212,7 +212,7 @@ class _View:
 
     def _lay(self, T_view_lidar: SE3, pixels: Array, seen: NDArray[np.bool_]) -> Likeness:
         if seen.sum() < _MIN_POINTS:
-            raise PoseError('the points lie outside the picture: the given extrinsic is too far off')
+            raise PoseError('the points lie outside the picture: the extrinsic, given or found, is too far off')
         depths_m = T_view_lidar.apply(self.points)[seen, 2]
         intensity = None if self._intensity is None else self._intensity[seen]
         return self._compare(point_features(pixels[seen], depths_m, intensity, self._height, self._width))

@@ -118,7 +118,7 @@ def make_calibration_status(inspection: Inspection | None) -> DiagnosticStatus:
     for name, part, factor in (('rotation_deg', slice(0, 3), 180.0 / math.pi), ('translation_mm', slice(3, 6), 1e3)):
         values[f'correction_{name}'] = ' '.join(f'{value * factor:.3f}' for value in check.correction[part])
         values[f'correction_{name}_std'] = ' '.join(f'{value * factor:.3f}' for value in check.std[part])
-    level = WARN if check.status.name in ('DRIFTED', 'NO_TRANSFORM') else OK
+    level = WARN if check.in_doubt or check.status.name in ('DRIFTED', 'NO_TRANSFORM') else OK
     text = check.status.name.lower().replace('_', ' ')
     return make_status('calibration', level, f'{text}: {check.reason}' if check.reason else text, values)
 

@@ -33,9 +33,10 @@ _RANKS = {
     CalibrationStatus.NOT_CHECKED: 0,
     CalibrationStatus.NO_TRANSFORM: 1,
     CalibrationStatus.DEGENERATE: 2,
-    CalibrationStatus.CONSISTENT: 3,
-    CalibrationStatus.DRIFTED: 4,
+    CalibrationStatus.CONSISTENT: 4,
+    CalibrationStatus.DRIFTED: 5,
 }
+_RANK_OF_DOUBT = 3
 _COEFFICIENTS = ('k1', 'k2', 'p1', 'p2', 'k3', 'k4', 'k5', 'k6')
 _FISHEYE_COEFFICIENTS = ('k1', 'k2', 'k3', 'k4')
 
@@ -55,7 +56,7 @@ class Calibration:
         """`earlier`, None for nothing, and what the next frame tells: its camera and extrinsic, the graver finding."""
         if earlier is None:
             return cls(camera, T_camera_lidar, check)
-        graver = _RANKS[check.status] >= _RANKS[earlier.check.status]
+        graver = _rank(check) >= _rank(earlier.check)
         return cls(
             camera,
             earlier.T_camera_lidar if T_camera_lidar is None else T_camera_lidar,
@@ -65,7 +66,7 @@ class Calibration:
     def headline(self, mode: str) -> str:
         """Lens, source of the extrinsic, and whether the data agree with it; mode: the setting registration.mode."""
         extrinsic = 'no extrinsic' if self.T_camera_lidar is None else f'extrinsic {_SOURCES[mode]}'
-        return f'{self.camera.model} lens; {extrinsic}; {STATUS_WORDS[self.check.status]}'
+        return f'{self.camera.model} lens; {extrinsic}; {_describe(self.check)}'
 
     def lines(self, mode: str) -> list[tuple[str, str]]:
         """What and how much, for people; mode: as in `headline`."""
@@ -85,7 +86,7 @@ class Calibration:
                 ('its place', f'{_vector(1e3 * self.T_camera_lidar.translation, 1)} mm'),
                 ('its turn (rotation vector)', f'{_vector(turn_deg, 2)}°'),
             ]
-        lines.append(('check against the data', ': '.join(filter(None, (STATUS_WORDS[check.status], check.reason)))))
+        lines.append(('check against the data', ': '.join(filter(None, (_describe(check), check.reason)))))
         if np.isfinite(check.correction).all():
             turn, move = np.split(check.correction, 2)
             turn_std, move_std = np.split(check.std, 2)
@@ -122,6 +123,14 @@ class Calibration:
                 'inlier_ratio': None if math.isnan(check.inlier_ratio) else check.inlier_ratio,
             },
         }
+
+
+def _rank(check: CalibrationCheck) -> int:
+    return _RANK_OF_DOUBT if check.in_doubt else _RANKS[check.status]
+
+
+def _describe(check: CalibrationCheck) -> str:
+    return 'the data doubt it' if check.in_doubt else STATUS_WORDS[check.status]
 
 
 def _vector(values: Array, digits: int, stds: Array | None = None) -> str:
