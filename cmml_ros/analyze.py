@@ -465,6 +465,7 @@ class _Merge:
             camera=', '.join(self._cameras),
             largest_correction_m=snapshot.largest_correction_m,
             calibration=self._calibration,
+            unplaced=len(snapshot.entries) - len(snapshot.placed),
         )
         self._remove_old_pictures()
         write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))

@@ -165,7 +165,10 @@ def _analyze(options: argparse.Namespace) -> None:
     contradiction = [check.reason] if check.in_doubt or check.status is CalibrationStatus.DRIFTED else []
     for note in (*summary.warnings, *summary.errors, *incomplete, *contradiction):
         print(f'cmml: note: {note}', file=sys.stderr)
-    print(f'{summary.airholes} airholes in {summary.frames} frames: {options.out / "report.html"}')
+    placed, unplaced = summary.airholes - summary.unplaced, summary.unplaced
+    found = [f'{placed} airholes'] if placed or not unplaced else []
+    found += [f'{unplaced} sightings without a place in the map'] if unplaced else []
+    print(f'{" and ".join(found)} in {summary.frames} frames: {options.out / "report.html"}')
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

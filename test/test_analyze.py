@@ -96,6 +96,7 @@ class Recording:
     info_width: int = WIDTH
     with_camera_info: bool = True
     with_cloud: bool = True
+    clouds: int = len(STAMPS_NS)
     cloud_delay_ns: int = 0  # of its stamp
     extrinsic_m: float = 0.0  # along x
     latched_delay_ns: int | None = None  # of the extrinsic; the camera_info then comes once, with it
@@ -179,7 +180,7 @@ def write_bag(path: Path, recording: Recording) -> None:
                 header(stamp_ns + recording.cloud_delay_ns, 'lidar'), 1, len(points), fields, False,
                 12, 12 * len(points), points.view(np.uint8).ravel(), True,
             )  # fmt: skip
-            if recording.with_cloud:
+            if recording.with_cloud and index < recording.clouds:
                 writer.write('/points', cloud, stamp_ns + 2000)
 
 
@@ -597,8 +598,23 @@ def test_without_a_map_the_command_line_says_what_that_means(
     make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(['analyze', str(make_bag(with_map=False)), '--out', str(tmp_path / 'out'), '--no-pdf']) == 0
-    said = capsys.readouterr().err
-    assert 'no frame is placed in "map" (sync.map_frame): airholes are listed once for each frame' in said
+    output = capsys.readouterr()
+    assert 'no frame is placed in "map" (sync.map_frame): airholes are listed once for each frame' in output.err
+    assert output.out.startswith('10 sightings without a place in the map in 5 frames: ')
+
+
+def test_what_has_no_place_is_not_counted_as_airholes(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bag = make_bag(clouds=3)
+    assert main(['analyze', str(bag), '--out', str(tmp_path / 'out'), '--no-pdf']) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith('2 airholes and 4 sightings without a place in the map in 5 frames: ')
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert (summary['airholes'], summary['unplaced'], len(read_table(tmp_path / 'out' / 'defects.csv'))) == (6, 4, 6)
+    report = (tmp_path / 'out' / 'report.html').read_text(encoding='utf-8')
+    assert '<dt>Airholes</dt><dd>2</dd>' in report
+    assert '<dt>Sightings without a place</dt><dd>4</dd>' in report
 
 
 def test_a_bag_without_clouds_says_so(make_bag: MakeBag, tmp_path: Path):

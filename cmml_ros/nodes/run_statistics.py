@@ -77,4 +77,5 @@ class RunStatistics:
             camera=', '.join(cameras),
             largest_correction_m=snapshot.largest_correction_m,
             calibration=self._calibration,
+            unplaced=len(snapshot.entries) - len(snapshot.placed),
         )

@@ -22,8 +22,9 @@ from cmml_ros.version import read_version
 class Summary:
     """The facts of one analysis: the same bag, config and model give the same, but for `timings_s`.
 
-    frames: inspected. counts: messages and frames received and lost, by reason. errors: messages and frames that could
-    not be used, by what was wrong. incomplete: inspected frames by why they lack a cloud, a transform or the map.
+    frames: inspected. airholes: rows of defects.csv. unplaced: those of them without a place in the map, one for each
+    frame that shows them. counts: messages and frames received and lost, by reason. errors: messages and frames that
+    could not be used, by what was wrong. incomplete: inspected frames by why they lack a cloud, a transform or the map.
     fault: why the bag could not be read to its end; empty when it was. range_noise_m: median over the airholes; NaN
     when none has points. timings_s: wall time by stage. first_stamp_ns, last_stamp_ns: of the inspected images. camera:
     its picture size. largest_correction_m: by how much the map corrected the pose of the robot. calibration: None
@@ -50,6 +51,7 @@ class Summary:
     camera: str = ''
     largest_correction_m: float = 0.0
     calibration: Calibration | None = None
+    unplaced: int = 0
 
     def document(self, entries: Sequence[MapEntry], grading: Grading) -> dict[str, Any]:
         """`summary.json`: this and the counts of the airholes, ready for JSON, NaN as null."""
