@@ -80,7 +80,7 @@ class ReasonCounter:
 
     def add(self, reason: str, count: int = 1) -> None:
         """Count `reason`."""
-        reason = self._first.setdefault(re.sub(r'[0-9.]+', '#', reason), reason)
+        reason = self._first.setdefault(re.sub(r'[-+]?[0-9.]+', '#', reason), reason)
         self.counts[reason] = self.counts.get(reason, 0) + count
 
 

@@ -40,7 +40,7 @@ from cmml_ros.inspector import Inspection, Inspector
 from cmml_ros.mapping.closeup import CloseupMaker
 from cmml_ros.mapping.defect_map import DefectMap
 from cmml_ros.report.tables import DEFECT_COLUMNS, write_defects, write_geojson, write_parquet
-from cmml_ros.splits import SplitResult
+from cmml_ros.splits import ReasonCounter, SplitResult
 from cmml_ros.stream.assembler import Assembler
 
 # A camera 0.5 m in front of a wall, 1 pixel = 0.5 mm, moving 10 mm along x from frame to frame.
@@ -557,6 +557,13 @@ def test_a_clock_that_was_set_during_the_recording_does_not_multiply_splits(make
             writer.write(topic, message, 5 * 10**9 if topic == '/tf_static' else stamp_ns)
     summary = analyze(since_boot, tmp_path / 'out', InspectorConfig())
     assert (summary.frames, summary.frames_in_map, summary.airholes) == (5, 5, 2)
+
+
+def test_reasons_that_differ_in_numbers_only_are_one():
+    reasons = ReasonCounter()
+    for text in ('+0.203 s from the image', '-0.197 s from the image', 'no cloud has come'):
+        reasons.add(text)
+    assert reasons.counts == {'+0.203 s from the image': 2, 'no cloud has come': 1}
 
 
 def test_without_a_map_every_sighting_is_a_row_in_the_camera_frame(make_bag: MakeBag, tmp_path: Path):
