@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # as in analyze.py
 _JPEG_QUALITY = 90
 _SPARE_S = 1.0  # beyond what pairing and transforms may wait for
 _LATCHED_COUNT = 20  # so few messages are announced once, not with every image
+_LATCHED_READ = 1000  # enough for every publisher, also where one repeats itself for hours
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class _Run:
         messages: list[BagMessage] = []
         undecodable = reader.undecodable.copy()
         with contextlib.suppress(BagError):  # damage is met again
-            for message in reader.messages(topics):
+            for message in itertools.islice(reader.messages(topics), _LATCHED_READ):
                 messages.append(message)  # noqa: PERF402 - those before the damage
         reader.undecodable = undecodable
         for message in reversed(messages):  # of several for one edge the first is to stay
