@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from cmml_ros.errors import PoseError
+from cmml_ros.errors import CmmlError, PoseError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.model.registration import Registrar, Registration
@@ -69,5 +69,5 @@ def _check(registrar: Registrar, frame: Frame, T_camera_lidar: SE3) -> Registrat
     assert frame.cloud is not None
     try:
         return registrar.refine(frame.image, frame.camera, frame.cloud, T_camera_lidar)
-    except PoseError as error:
+    except CmmlError as error:  # whatever it is, it is no reason to lose a frame
         return PoseError(str(error))  # the one raised holds its frames, and all that they worked on

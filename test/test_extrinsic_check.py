@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from cmml_ros.errors import PoseError
+from cmml_ros.errors import PoseError, ShapeError
 from cmml_ros.extrinsic_check import ExtrinsicCheck
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.camera import Camera
@@ -94,6 +94,14 @@ def test_zero_is_never() -> None:
     assert run(check, 1.0, 1000.0) == {1.0: [], 1000.0: []}
     assert check.finish() == []
     assert registrar.begun == []
+
+
+def test_an_error_of_ours_is_a_refusal() -> None:
+    class Failing(Registrar):
+        def refine(self, *_: object) -> None:
+            raise ShapeError('no proper rotation')
+
+    assert run(ExtrinsicCheck(Failing(), period_s=20.0), 1.0, 11.0)[11.0] == [(1.0, 'no proper rotation')]
 
 
 def test_what_it_does_not_expect_is_raised_where_the_frame_is() -> None:

@@ -120,6 +120,15 @@ def test_what_cannot_be_matched_is_refused(registrar: Registrar, close: Frame):
         registrar.refine(close.image, close.camera, close.cloud, behind @ close.T_camera_lidar)
 
 
+def test_points_that_lie_evenly_all_around_are_refused(registrar: Registrar, close: Frame):
+    around = Cloud(np.concatenate([close.cloud.points, -close.cloud.points]))
+    for T_given in (close.T_camera_lidar, SE3.identity()):
+        with pytest.raises(PoseError, match='evenly all around'):
+            registrar.refine(close.image, close.camera, around, T_given)
+    with pytest.raises(PoseError, match='evenly all around'):
+        registrar.match(close.image, close.camera, around)
+
+
 def test_a_sweep_all_around_is_refused_in_little_memory(registrar: Registrar, close: Frame):
     # As of a spinning LiDAR in a room: directions at right angles to where most points lie have no end of a tangent.
     rng = np.random.default_rng(2)

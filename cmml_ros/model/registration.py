@@ -41,6 +41,8 @@ _DOUBLING_NOISE_M = 0.01
 _VIRTUAL_FOCAL_PX = 500.0
 # Cosine of the angle to its line of sight up to which a flat view holds points: tangents beyond have no end.
 _LEAST_AHEAD = 0.3
+# Length of the mean of their directions below which points have no middle.
+_LEAST_MEAN = 1e-6
 _ROLLS_RAD = (0.0, 0.5 * math.pi, math.pi, 1.5 * math.pi)
 
 
@@ -264,10 +266,16 @@ def _smooth_range(points: Array) -> tuple[Array, float]:
 
 
 def _look_from_sensor(points: Array) -> list[SE3]:
-    """T_view_lidar of views from the range sensor at the middle of its points, turned by quarters."""
+    """T_view_lidar of views from the range sensor at the middle of its points, turned by quarters.
+
+    Raises PoseError where they have none.
+    """
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     forward = (points / np.maximum(lengths, 1e-9)).mean(axis=0)
-    forward /= max(float(np.linalg.norm(forward)), 1e-9)
+    length = float(np.linalg.norm(forward))
+    if length < _LEAST_MEAN:
+        raise PoseError('the points lie evenly all around the range sensor: there is no view to be had from it')
+    forward /= length
     # Down in the picture: minus z of a frame that looks along x, plus y of an optical one.
     down = np.array([0.0, 0.0, -1.0]) if abs(forward[2]) < 0.7 else np.array([0.0, 1.0, 0.0])
     right = np.cross(down, forward)
