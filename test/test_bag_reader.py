@@ -158,6 +158,26 @@ def test_an_empty_or_unreadable_part_does_not_hide_the_others(make_bag: MakeBag,
     assert f'{last}: cannot be read' in fault
 
 
+def test_messages_that_sqlite_has_not_moved_into_the_file_are_told(make_bag: MakeBag, tmp_path: Path):
+    """As the preset "resilient" of rosbag2 leaves them when it is killed."""
+    path = make_bag(plugin=StoragePlugin.SQLITE3)
+    (path / 'metadata.yaml').unlink()
+    file = path / 'bag.db3'
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute('PRAGMA journal_mode = WAL')
+        database.execute('INSERT INTO messages (topic_id, timestamp, data) SELECT topic_id, 500, data FROM messages')
+        database.commit()
+        killed = tmp_path / 'killed'
+        shutil.copytree(path, killed)
+    for bag in (killed, killed / 'bag.db3'):
+        numbers, fault = read_until_fault(bag)
+        assert numbers == [0, 1, 2, 3, 4]
+        assert 'bag.db3-wal: its messages are not read; `sqlite3 ' in fault
+    with contextlib.closing(sqlite3.connect(killed / 'bag.db3')) as database:
+        database.execute('PRAGMA wal_checkpoint')
+    assert len(read_numbers(killed)) == 10
+
+
 def test_a_recorder_that_was_killed_leaves_a_readable_file(make_bag: MakeBag):
     """Without footer and index, but with complete records, as SIGKILL leaves it."""
     path = make_bag(compression=CompressionMode.STORAGE, count=300)

@@ -65,6 +65,7 @@ class BagReader:
         self.undecodable: Counter[str] = Counter()
         self._damaged: list[str] = []  # files of which nothing can be read
         self._sources = self._open(path)
+        self._find_logs(path)
         self._typestores: dict[str, Typestore] = {}
         self._definitions: dict[str, MessageDefinition] = {}
         self._types: dict[str, str] = {}
@@ -215,6 +216,15 @@ class BagReader:
             raise BagError(f'{path}: {fault}, and no .mcap or .db3 file{_advise(path.iterdir())}')
         self.warnings.append(f'{path}: {fault}; its files were read one by one')
         return self._open_files(files)
+
+    def _find_logs(self, path: Path) -> None:
+        """What SQLite had not yet moved into a file when its recorder was interrupted: it is not read from there."""
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            log = file.with_name(f'{file.name}-wal')
+            if file.suffix == '.db3' and log.exists() and log.stat().st_size:
+                text = f'{log}: its messages are not read; `sqlite3 "{file}" "PRAGMA wal_checkpoint"` adds them'
+                self.warnings.append(text)
+                self._damaged.append(text)
 
     def _open_files(self, files: Sequence[Path]) -> list[_Source]:
         """Those that can be read: a recording that was interrupted may end in a file of which nothing was written."""
