@@ -18,18 +18,27 @@ def disc(centre: tuple[float, float], radius_px: float) -> NDArray[np.float32]:
 
 
 def see_cavity(
-    spacing_px: float, depth_m: float = DEPTH_M, hidden: NDArray[np.float32] | None = None
+    spacing_px: float,
+    depth_m: float = DEPTH_M,
+    hidden: NDArray[np.float32] | None = None,
+    beside_m: NDArray[np.float64] | None = None,
+    first_column: float = 0.0,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     """What `grow_over_dents` takes of a cap of a sphere in a wall.
 
-    hidden: (H, W) where points of the floor lie among those of the wall.
+    hidden: (H, W) where points of the floor lie among those of the wall. beside_m: (H, W) how far the wall itself lies
+    behind. first_column: where the cloud begins.
     """
     rng = np.random.default_rng(3)
     pixels = np.stack(
         np.meshgrid(np.arange(1.3, WIDTH - 1.0, spacing_px), np.arange(1.3, HEIGHT - 1.0, spacing_px)), axis=-1
     ).reshape(-1, 2)
+    pixels = pixels[pixels[:, 0] >= first_column]
     offset = np.hypot(*(pixels - CENTRE).T) / RADIUS_PX
     depths_m = DISTANCE_M + depth_m * np.maximum(1.0 - offset**2, 0.0) + rng.normal(0.0, NOISE_M, len(pixels))
+    if beside_m is not None:
+        column, row = np.rint(pixels).astype(int).T
+        depths_m += beside_m[row, column]
     if hidden is not None:
         deep = pixels + 0.4 * spacing_px
         column, row = np.minimum(np.rint(deep).astype(int), (WIDTH - 1, HEIGHT - 1)).T
@@ -69,9 +78,38 @@ def test_a_mask_grows_as_far_as_the_network_sees_an_airhole_faintly():
     sure = np.maximum(faint, 0.97 * seed)
     grow_over_dents(sure, rim, *see_cavity(2.0))
     assert iou(sure, disc(CENTRE, RADIUS_PX)) > 0.9  # drawn in cells of two pixels
-    alone = 0.97 * seed
-    grow_over_dents(alone, rim, *see_cavity(2.0))
-    assert iou(alone, disc(CENTRE, RADIUS_PX)) < 0.5  # a dent of that size need not be an airhole
+
+
+@pytest.mark.parametrize('away_px', [17.0, 0.0])
+def test_a_mask_of_a_small_part_grows_over_the_whole_of_a_cavity(away_px: float):
+    mask, rim = 0.97 * disc((CENTRE[0] - away_px, CENTRE[1]), 5.0), np.zeros((HEIGHT, WIDTH), np.float32)
+    grow_over_dents(mask, rim, *see_cavity(2.0))
+    assert iou(mask, disc(CENTRE, RADIUS_PX)) > 0.9
+
+
+def test_a_mask_in_a_step_that_does_not_end_grows_once():
+    v, u = np.indices((HEIGHT, WIDTH))
+    step_m = np.where((np.abs(v - CENTRE[1]) < 12.0) & (u > 20.0), 0.002, 0.0)  # as far as the picture reaches
+    mask, rim = 0.97 * disc(CENTRE, 8.0), np.zeros((HEIGHT, WIDTH), np.float32)
+    grow_over_dents(mask, rim, *see_cavity(2.0, 0.0, beside_m=step_m))
+    columns = np.flatnonzero((mask >= 0.5).any(axis=0))
+    assert CENTRE[0] - 8.0 - 14.0 < columns[0] < columns[-1] < CENTRE[0] + 8.0 + 14.0
+
+
+def test_an_airhole_does_not_spread_over_a_shallow_dent_around_it():
+    v, u = np.indices((HEIGHT, WIDTH))
+    dent_m = 0.0006 * np.clip(1.5 - np.hypot(u - CENTRE[0], v - CENTRE[1]) / 45.0, 0.0, 1.0)
+    mask, rim = 0.97 * disc(CENTRE, RADIUS_PX / 2.0), np.zeros((HEIGHT, WIDTH), np.float32)
+    grow_over_dents(mask, rim, *see_cavity(2.0, beside_m=dent_m))
+    assert (mask >= 0.5).sum() < 1.2 * np.pi * RADIUS_PX**2 * 2.0
+
+
+def test_nothing_is_added_where_the_cloud_ends():
+    # What lies behind is not known to, where there is no wall beside it.
+    mask, rim = 0.97 * disc((CENTRE[0] + 12.0, CENTRE[1]), 8.0), np.zeros((HEIGHT, WIDTH), np.float32)
+    before = mask.copy()
+    grow_over_dents(mask, rim, *see_cavity(2.0, first_column=CENTRE[0] - 3.0))
+    np.testing.assert_array_equal(mask, before)
 
 
 def test_what_is_right_stays_as_it_is():

@@ -9,7 +9,8 @@ dents that are no airholes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from cmml_ros.geometry.mask import InstanceMask
 from cmml_ros.model.range_features import RANGE_STRIDE, nearest_by_cell, read_residuals
 
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 # Where points lie farther apart, in cells of the range maps, they draw rims worse than the picture does.
@@ -39,6 +41,12 @@ _FAINT = 0.1
 _LEAST_CELLS = 2
 _LEAST_MASK_CELLS = 4
 _INSIDE = 0.99
+# A mask grows so often, as long as what was added has this share of its depth.
+_MAX_ROUNDS = 4
+_AS_DEEP = 0.4
+# So much of what is around an opening has to have readings: beside its points a surface is guessed.
+_LEAST_AROUND = 0.9
+_AROUND = np.ones((5, 5), np.uint8)
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 # What is left out of an airhole less deep than so many deviations of a reading may hide in noise: of six groups by
 # depth over noise the two below have rims as far off as those without range, the others a third of that.
@@ -54,29 +62,67 @@ def grow_over_dents(
     of `range_pyramid` for points that project to `pixels`, (N, 2). A mask at the border of the picture stays as it is:
     what is behind the end of a wall is no dent.
     """
-    relief = _Relief.read(range_maps)
+    relief = _Relief.of(range_maps)
     if relief is None:
         return
     # A cell is about the pixel of twice its row and column.
     small = mask[::RANGE_STRIDE, ::RANGE_STRIDE]
-    inside, faint = (small >= 0.5).view(np.uint8), small >= _FAINT
+    inside = (small >= 0.5).view(np.uint8)
     beyond = relief.plain & (cv2.dilate(inside, relief.gap) == 0)
-    count, owners, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+    count, found, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     touched = [index for index in range(1, count) if _may_grow(boxes[index], beyond)]
     if not touched:
         return
     clearance_m = relief.clear(nearest_by_cell(pixels, behind_m, *mask.shape))
-    _, wholes, whole_boxes, _ = cv2.connectedComponentsWithStats(faint.view(np.uint8), connectivity=8)
+    faint = _Faint.of(small)
+    owners = np.array(found, np.int32)
     for index in touched:
-        window = _window(boxes[index], inside.shape)
-        whole = wholes[window][owners[window] == index][0]
-        window = _join(window, _window(whole_boxes[whole], inside.shape))
+        box = _follow(index, np.asarray(boxes[index], np.int32), owners, relief, clearance_m, faint)
+        window = _window(box, inside.shape)
+        own = (owners[window] == index).view(np.uint8)
+        if own.sum() > boxes[index, cv2.CC_STAT_AREA]:
+            closed = cv2.morphologyEx(own, cv2.MORPH_CLOSE, _NEIGHBOURS) > 0
+            _draw(closed, closed & (found[window] != index), window, mask, rim)
+
+
+def _follow(
+    index: int,
+    box: Ints,
+    owners: Ints,
+    relief: _Relief,
+    clearance_m: Floats,
+    faint: _Faint,
+) -> Ints:
+    """Put number `index` in `owners`, (rows, columns), on the dent that its cells are a part of; its new box.
+
+    A mask that has grown by what is as deep as it was reaches farther than before, as long as that ends at a rim all
+    around: a step in a wall does not.
+    """
+    once: tuple[tuple[slice, slice], Bools, Ints] | None = None
+    for _ in range(_MAX_ROUNDS):
+        window = _window(box, owners.shape)
+        number = faint.numbers[window][owners[window] == index][0]
+        window = _join(window, _window(faint.boxes[number], owners.shape))
         own = owners[window] == index
         away = cv2.distanceTransform((~own).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-        free = (owners[window] == 0) & ((away <= _reach(own.sum())) | (wholes[window] == whole))
-        part = _find_part(own, free, relief.depth_m[window], relief.plain[window], clearance_m[window], relief)
-        if part is not None:
-            _draw(own | part, part, window, mask, rim)
+        free = (owners[window] == 0) & ((away <= _reach(own.sum())) | (faint.numbers[window] == number))
+        its_relief = relief.cut(window)
+        part = _find_part(own, free, its_relief, clearance_m[window])
+        if part is None:
+            return box
+        owners[window][part] = index
+        box = _bound(own | part, window)
+        if its_relief.middle_depth(part) < _AS_DEEP * its_relief.middle_depth(own):
+            return box
+        once = once or (window, own | part, box)
+        if _is_at_border(box, owners.shape):
+            break
+    assert once is not None
+    cut = owners[_window(box, owners.shape)]
+    cut[cut == index] = 0
+    window, own, box = once
+    owners[window][own] = index
+    return box
 
 
 def would_show(mask: InstanceMask, range_maps: Floats) -> bool:
@@ -110,17 +156,18 @@ def _would_show(coverage: Floats, left: int, top: int, behind: Floats, scatter: 
 class _Relief:
     """What a dense cloud says, in cells of the range maps.
 
-    depth_m: behind the surface, smoothed. plain: where that is no noise. noise_m: deviation of a reading. gap: what is
-    nearer to a rim than the points lie apart says nothing about it.
+    depth_m: behind the surface, smoothed. read: where readings are near. plain: where the depth is no noise. noise_m:
+    deviation of a reading. gap: what is nearer to a rim than the points lie apart says nothing about it.
     """
 
     depth_m: Floats
+    read: Bools
     plain: Bools
     noise_m: float
     gap: NDArray[np.uint8]
 
     @classmethod
-    def read(cls, range_maps: Floats) -> _Relief | None:
+    def of(cls, range_maps: Floats) -> _Relief | None:
         """None where points are too sparse."""
         support = range_maps[2]
         read, covered = support == 1.0, int((support > 0.0).sum())
@@ -142,8 +189,18 @@ class _Relief:
         )
         std_m = np.sqrt(squared) * np.float32(noise_m / math.sqrt(4.0 * math.pi) / _SMOOTHING_CELLS)
         side = 2 * round(spacing) + 1
+        gap = np.ones((side, side), np.uint8)
         depth_m = np.asarray(weighted / np.maximum(total, 1e-6), np.float32)
-        return cls(depth_m, weighted > np.float32(_PLAIN) * std_m, noise_m, np.ones((side, side), np.uint8))
+        plain = weighted > np.float32(_PLAIN) * std_m
+        return cls(depth_m, cv2.dilate(read.view(np.uint8), gap) > 0, plain, noise_m, gap)
+
+    def cut(self, window: tuple[slice, slice]) -> _Relief:
+        """The same of a part of the cells."""
+        return replace(self, depth_m=self.depth_m[window], read=self.read[window], plain=self.plain[window])
+
+    def middle_depth(self, cells: Bools) -> float:
+        """The median of those of `cells` that have readings near them, metres."""
+        return float(np.median(self.depth_m[cells & self.read]))
 
     def clear(self, nearest_m: Floats) -> Floats:
         """How far behind the surface all readings near a cell lie, those that may be near it as well as it: an opening.
@@ -155,21 +212,43 @@ class _Relief:
         return np.asarray(cv2.dilate(nearest, self.gap), np.float32)
 
 
-def _may_grow(box: NDArray[np.int32], beyond: Bools) -> bool:
-    left, top, width, height = box[: cv2.CC_STAT_AREA].tolist()
-    rows, columns = beyond.shape
-    if box[cv2.CC_STAT_AREA] < _LEAST_MASK_CELLS or min(left, top, columns - left - width, rows - top - height) == 0:
+class _Faint(NamedTuple):
+    """Blobs that the network sees at least faintly: the number of each in its cells, and its box as OpenCV has it."""
+
+    numbers: Ints
+    boxes: Ints
+
+    @classmethod
+    def of(cls, probability: Floats) -> _Faint:
+        seen = (probability >= _FAINT).view(np.uint8)
+        _, numbers, boxes, _ = cv2.connectedComponentsWithStats(seen, connectivity=8)
+        return cls(np.asarray(numbers, np.int32), np.asarray(boxes, np.int32))
+
+
+def _may_grow(box: Ints, beyond: Bools) -> bool:
+    if box[cv2.CC_STAT_AREA] < _LEAST_MASK_CELLS or _is_at_border(box, beyond.shape):
         return False
     return bool(beyond[_window(box, beyond.shape)].any())
 
 
-def _window(box: NDArray[np.int32], shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _is_at_border(box: Ints, shape: tuple[int, ...]) -> bool:
+    left, top, width, height = box[: cv2.CC_STAT_AREA].tolist()
+    return bool(min(left, top, shape[1] - left - width, shape[0] - top - height) == 0)
+
+
+def _window(box: Ints, shape: tuple[int, ...]) -> tuple[slice, slice]:
     left, top, width, height, area = box.tolist()
     margin = math.ceil(_reach(area)) + 2
     return (
         slice(max(top - margin, 0), min(top + height + margin, shape[0])),
         slice(max(left - margin, 0), min(left + width + margin, shape[1])),
     )
+
+
+def _bound(own: Bools, window: tuple[slice, slice]) -> Ints:
+    """Left, top, width, height and area, as OpenCV has them, of `own` in its window."""
+    left, top, width, height = cv2.boundingRect(own.view(np.uint8))
+    return np.array([left + window[1].start, top + window[0].start, width, height, int(own.sum())], np.int32)
 
 
 def _join(one: tuple[slice, slice], other: tuple[slice, slice]) -> tuple[slice, slice]:
@@ -181,14 +260,13 @@ def _reach(area: float) -> float:
     return _REACH_RATIO * 2.0 * math.sqrt(area / math.pi)
 
 
-def _find_part(
-    own: Bools, free: Bools, depth_m: Floats, plain: Bools, clearance_m: Floats, relief: _Relief
-) -> Bools | None:
+def _find_part(own: Bools, free: Bools, relief: _Relief, clearance_m: Floats) -> Bools | None:
     """Cells (h, w) of the dent that `own` is a part of, from `free`, None where these are too few."""
-    level_m = _RIM_SHARE * float(np.median(depth_m[own]))
-    noise_m = relief.noise_m
+    if (own & relief.read).sum() < _LEAST_MASK_CELLS:
+        return None
+    level_m, noise_m = _RIM_SHARE * relief.middle_depth(own), relief.noise_m
     clear = clearance_m > max(level_m - _NEAREST_OF_SEVERAL * noise_m, -_LEAST_CLEARANCE * noise_m)
-    dent = own | (free & plain & clear & (depth_m > level_m))
+    dent = own | (free & relief.plain & clear & (relief.depth_m > level_m))
     _, pieces = cv2.connectedComponents(dent.view(np.uint8), connectivity=4)
     extra = np.isin(pieces, np.unique(pieces[own])) & ~own
     core = extra & (cv2.dilate(own.view(np.uint8), relief.gap) == 0)
@@ -197,8 +275,9 @@ def _find_part(
     # What is found at the rim itself counts only beside what is found away from it.
     side = relief.gap.shape[0] + 2
     part = extra & (cv2.dilate(core.view(np.uint8), np.ones((side, side), np.uint8)) > 0)
-    closed = cv2.morphologyEx((own | part).view(np.uint8), cv2.MORPH_CLOSE, _NEIGHBOURS) > 0
-    return np.asarray(closed & ~own)
+    whole = own | part
+    around = (cv2.dilate(whole.view(np.uint8), _AROUND) > 0) & ~whole
+    return np.asarray(part) if relief.read[around].mean() > _LEAST_AROUND else None
 
 
 def _draw(whole: Bools, part: Bools, window: tuple[slice, slice], mask: Floats, rim: Floats) -> None:

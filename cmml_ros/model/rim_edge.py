@@ -34,13 +34,14 @@ _ITERATIONS = 4
 _CONVERGED = 0.02  # steps
 # The side walls of an airhole reflect less than this share of what the wall around does; paint and splashes need not.
 _MAX_INSIDE_RATIO = 0.9
-# Dark places outside a rim are stains, or a part of the airhole that was missed: deviation of a rim in an even picture,
-# and of one where the brightness outside deviates by as much as it is, where range would have shown that part and where
-# it would not. With them 95 % of the intervals hold in `cmml evaluate --measurement --masks network`, seeds 11 to 16;
-# they go with the weights.
-_EVEN_STD_PX = 0.18
-_SHOWN_UNEVEN_STD_PX = 2.7
-_UNEVEN_STD_PX = 8.0
+# Dark places outside a rim are stains, or a part of the airhole that was missed, which is as wide as that: deviation of
+# a rim in an even picture, and of one where the brightness outside deviates by as much as it is, times the root of its
+# diameter in pixels, where range would have shown that part and where it would not. With them 95 % of the intervals
+# hold in airholes of every size in `cmml evaluate --measurement --masks network`, seeds 11 to 16 and, with --full, 17
+# and 18; they go with the weights.
+_EVEN_STD_PX = 0.19
+_SHOWN_UNEVEN_STD = 0.38
+_UNEVEN_STD = 1.26
 # Cameras encode light by about this curve (IEC 61966-2-1).
 _CODE = np.arange(256) / 255.0
 _LINEAR = np.where(_CODE <= 0.04045, _CODE / 12.92, ((_CODE + 0.055) / 1.055) ** 2.4).astype(np.float32)
@@ -76,11 +77,15 @@ def _settle(mask: InstanceMask, image: NDArray[np.uint8], range_maps: NDArray[np
     if not np.isfinite(offset_px):
         return mask
     shown = range_maps is not None and would_show(mask, range_maps)
-    std_px = math.hypot(_EVEN_STD_PX, (_SHOWN_UNEVEN_STD_PX if shown else _UNEVEN_STD_PX) * unevenness)
+    uneven_px = (_SHOWN_UNEVEN_STD if shown else _UNEVEN_STD) * unevenness * math.sqrt(mask.equivalent_diameter_px)
     # Bilinear interpolation would soften the rim.
     moved = cv2.remap(coverage, *_step_back(offset_px, out_x, out_y), cv2.INTER_CUBIC)
     return replace(
-        mask, coverage=np.clip(moved, 0.0, 1.0, dtype=np.float32), left=left, top=top, boundary_std_px=std_px
+        mask,
+        coverage=np.clip(moved, 0.0, 1.0, dtype=np.float32),
+        left=left,
+        top=top,
+        boundary_std_px=math.hypot(_EVEN_STD_PX, uneven_px),
     )
 
 
