@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cmml_ros.errors import ConfigError, ModelError
-from cmml_ros.model.checkpoint import find_weights
+from cmml_ros.model.checkpoint import find_weights, identify
 from cmml_ros.model.network import MultitaskNetwork
 from cmml_ros.training.dataset import CropDataset, DataConfig, load_pictures, rim_of
 from cmml_ros.training.losses import segmentation_loss
@@ -175,7 +177,11 @@ def test_what_is_not_learnt_stays_as_it_was(tmp_path: Path, learn: str, kept_par
     config = tmp_path / 'train.yaml'
     config.write_text(CONFIG + f'start_from: small\nlearn: {learn}\nmatch: {{batch_size: 2, context_px: 16}}\n')
     before = load_file(find_weights('small'))
-    after = load_file(train(config, tmp_path / 'out'))
+    weights = train(config, tmp_path / 'out')
+    with safe_open(weights, framework='pt') as archive:
+        about = json.loads(archive.metadata()['cmml_ros.about'])
+    assert about['start_from'] == identify(find_weights('small'))
+    after = load_file(weights)
     kept = [name for name in before if name.startswith(kept_parts)]
     assert len(kept) > 10
     for name in kept:

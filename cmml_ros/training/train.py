@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cmml_ros.config import flatten_config, load_config, setting
 from cmml_ros.errors import ModelError
-from cmml_ros.model.checkpoint import find_weights, load_network, save_weights
+from cmml_ros.model.checkpoint import find_weights, identify, load_network, save_weights
 from cmml_ros.model.network import SIZE_CHANNELS, MultitaskNetwork
 from cmml_ros.training.dataset import CropDataset, DataConfig, MatchConfig, PairDataset
 from cmml_ros.training.folders import import_folder
@@ -196,6 +196,9 @@ class _Run:
         averaged = self.average.module
         assert isinstance(averaged, MultitaskNetwork)
         settings = {name: str(value) for name, value in flatten_config(self.config).items()}
+        if self.config.start_from:
+            # Where a file lay means nothing to others.
+            settings['start_from'] = identify(find_weights(self.config.start_from))
         save_weights(averaged, path, {'steps_done': str(self.step), **settings})
 
 
