@@ -303,6 +303,21 @@ def test_a_compressed_image_finds_its_camera_info(tmp_path: Path):
         assert 'no sensor_msgs/msg/PointCloud2 topic' in reader.warnings[0]
 
 
+def test_what_could_become_a_cloud_is_named(tmp_path: Path):
+    topics = {
+        '/cam/image': IMAGE,
+        '/cam/camera_info': CAMERA_INFO,
+        '/cam/depth/image_rect_raw': IMAGE,
+        '/scan': 'sensor_msgs/msg/LaserScan',
+        '/text': STRING,
+    }
+    with BagReader(make_topics(tmp_path / 'bag', topics)) as reader:
+        assert reader.find_sensor_topics().points is None
+        (warning,) = reader.warnings
+    others = '/scan (sensor_msgs/msg/LaserScan), /cam/depth/image_rect_raw'
+    assert warning.endswith(f'not measured; publish sensor_msgs/msg/PointCloud2 of {others} and record that')
+
+
 def test_candidates_that_cannot_be_told_apart_are_listed(tmp_path: Path):
     path = make_topics(
         tmp_path / 'bag',

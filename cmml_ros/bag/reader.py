@@ -30,6 +30,8 @@ POINTS_TYPES = ('sensor_msgs/msg/PointCloud2',)
 TRANSFORM_TYPE = 'tf2_msgs/msg/TFMessage'
 
 _DEPTH = re.compile(r'(aligned_)?depth(_registered|_to_\w+|_image|_raw)?|compressedDepth')
+# What range sensors publish in place of clouds: scans, and packets of Livox, Velodyne, Ouster, Hesai and RoboSense.
+_OTHER_RANGES = re.compile(r'/(\w*Scan|PointCloud|CustomMsg|PacketMsg|UdpFrame)$')
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 _NO_DEFINITION = MessageDefinition(MessageDefinitionFormat.NONE, '')
 _DEFINITION_FORMATS = {'ros2msg': MessageDefinitionFormat.MSG, 'ros2idl': MessageDefinitionFormat.IDL}
@@ -129,9 +131,11 @@ class BagReader:
         camera_info = camera_info or self._find_info_beside(image)
         camera_info = self.find_topic(CAMERA_INFO_TYPES, camera_info, '--camera-info-topic')
         if points is None and not self._find_candidates(POINTS_TYPES):
+            others = [f'{topic} ({kind})' for topic, kind in self.topics().items() if _OTHER_RANGES.search(kind)]
+            others += filter(_is_depth, self._of_types(IMAGE_TYPES))
+            remedy = f'; publish {POINTS_TYPES[0]} of {", ".join(others)} and record that' if others else ''
             self.warnings.append(
-                f'{self.path}: no {POINTS_TYPES[0]} topic: airholes are found but not measured; depth images become '
-                'clouds with depth_image_proc'
+                f'{self.path}: no {POINTS_TYPES[0]} topic: airholes are found but not measured{remedy}'
             )
             return SensorTopics(image, camera_info, None)
         return SensorTopics(image, camera_info, self.find_topic(POINTS_TYPES, points, '--points-topic'))
