@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import cv2
 import numpy as np
 
 from cmml_ros.calibration import CalibrationCheck, CalibrationStatus
@@ -63,6 +65,18 @@ def test_a_record_survives_the_disk_to_the_bit():
     np.testing.assert_array_equal(back.T_camera_lidar.matrix, np.eye(4))
     np.testing.assert_array_equal(back.T_map_camera.matrix, record.T_map_camera.matrix)
     np.testing.assert_array_equal(back.closeups[0].section_m, record.closeups[0].section_m)
+
+
+def test_a_closeup_makes_up_nothing_beyond_the_picture():
+    record = make_record()
+    image = np.zeros((100, 200, 3), np.uint8)
+    frame = Frame(image, CAMERA, 7, 'camera')
+    at_edge = dataclasses.replace(record.defects[0], roi=(0, 40, 20, 20))
+    closeup = CloseupMaker(frame, None).make(at_edge)
+    crop = cv2.imdecode(np.frombuffer(closeup.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    # 48 px of the picture are 96 of the crop, whose first 28 lie beyond its left edge.
+    assert crop[:, :24].min() > 215
+    assert crop[:, 32:].max() < 10
 
 
 def test_a_closeup_shows_rim_and_section():

@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 _CROP_PX = 96
 _MARGIN = 0.6  # of the rim's extent, on each side
 _JPEG_QUALITY = 80
+_BEYOND_BGR = (225, 225, 225)  # what the picture does not show
 _SECTION_STEPS = 41
 _SECTION_REACH = 1.0  # diameters to each side of the centre
 _STRIP = 0.15  # half the width of the section, diameters
@@ -57,7 +58,7 @@ class CloseupMaker:
         )
         flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_AREA if scale < 1.0 else cv2.INTER_CUBIC)
         crop = cv2.warpAffine(
-            self._frame.image, inverse_map, (_CROP_PX, _CROP_PX), flags=flags, borderMode=cv2.BORDER_REPLICATE
+            self._frame.image, inverse_map, (_CROP_PX, _CROP_PX), flags=flags, borderValue=_BEYOND_BGR
         )
         _, encoded = cv2.imencode('.jpg', crop, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         rim = (defect.outline_px - origin + 0.5) / side
