@@ -169,7 +169,15 @@ def test_an_image_that_comes_after_its_cloud_has_left_says_so():
         synchronizer.add_cloud(time_ms * MS, time_ms)
     (pair,) = synchronizer.add_image(105 * MS, 'image')
     assert pair.cloud is None
-    assert pair.reason == 'the nearest cloud had left the queue of 2 before the image came'
+    assert pair.reason == 'the nearest cloud had left before the image came; raise sync.queue_size from 2'
+
+
+def test_a_cloud_that_is_later_than_the_queue_is_long_says_so():
+    synchronizer = Synchronizer(SyncConfig(queue_size=2))
+    synchronizer.add_cloud(50 * MS, 'early')
+    pairs = [pair for time_ms in (100, 200, 300) for pair in synchronizer.add_image(time_ms * MS, time_ms)]
+    expected = '2 images wait and the newest cloud is 0.050 s behind; raise sync.queue_size'
+    assert [(pair.image, pair.cloud, pair.reason) for pair in pairs] == [(100, None, expected)]
 
 
 def test_duplicates_and_late_images_are_dropped_and_counted():

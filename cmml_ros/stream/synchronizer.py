@@ -195,13 +195,16 @@ class Synchronizer(Generic[ImageT, CloudT]):
             return 'no cloud has come'
         behind_ns = image.time_ns - self._newest_cloud_ns
         if forced and behind_ns > 0:
-            return f'{self._queue_size} images wait and the newest cloud is {behind_ns * 1e-9:.3f} s behind the image'
+            late_s = behind_ns * 1e-9
+            return (
+                f'{self._queue_size} images wait and the newest cloud is {late_s:.3f} s behind; raise sync.queue_size'
+            )
         offset_ns = image.nearest.time_ns - image.time_ns
         if abs(offset_ns) > self._tolerance_ns:
             tolerance_s = self._tolerance_ns * 1e-9
             return f'the nearest cloud is {offset_ns * 1e-9:+.3f} s from the image, tolerance {tolerance_s:g} s'
         if image.evicted_ns is not None and abs(image.evicted_ns - image.time_ns) < abs(offset_ns):
-            return f'the nearest cloud had left the queue of {self._queue_size} before the image came'
+            return f'the nearest cloud had left before the image came; raise sync.queue_size from {self._queue_size}'
         return ''
 
     def _release(self, cloud: _QueuedCloud[CloudT]) -> None:
