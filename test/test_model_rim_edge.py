@@ -41,13 +41,20 @@ def test_a_rim_moves_to_the_edge_of_the_picture(radius_px: float, offset_px: flo
     assert settled.boundary_std_px == pytest.approx(0.19, abs=0.01)
 
 
-def test_where_the_picture_shows_no_edge_a_rim_stays() -> None:
+def test_where_the_picture_shows_no_edge_a_rim_stays_and_is_known_badly() -> None:
     mask = draw_mask(12.0)
+    range_maps = np.zeros((3, 60, 80), np.float32)
+    range_maps[0] = np.arcsinh(3.0 * cover_disc(12.0)[::2, ::2])  # to 0.1 mm everywhere
+    range_maps[1], range_maps[2] = np.arcsinh(0.1), 1.0
     noise = np.random.default_rng(0).integers(100, 120, (120, 160, 3)).astype(np.uint8)
     bright = take_picture(cover_disc(12.5), 0.5, 0.2)
     far = take_picture(cover_disc(18.0), 0.02, 0.4)
     for image in (noise, bright, far):
-        assert settle_rims([mask], image) == [mask]
+        (stated,) = settle_rims([mask], image)
+        assert stated.coverage is mask.coverage
+        assert stated.boundary_std_px == pytest.approx(0.25 * 24.0, rel=0.01)
+        (shown,) = settle_rims([mask], image, range_maps)
+        assert shown.boundary_std_px == pytest.approx(0.02 * 24.0, rel=0.01)
 
 
 def test_what_the_border_cuts_is_left_alone() -> None:

@@ -18,8 +18,6 @@ _BAND_PX = 2.0
 # network --seed 2` (3.2, 2.8, 2.4 %), where more was better, and on whole walls (`benchmarks/run.py --only accuracy`:
 # 2.4, 3.1, 3.8 %), where less was.
 _RIM_LOG_ODDS = 0.3
-# Deviation of these rims: 95 % of the intervals hold, seeds 11 to 14 of the same.
-_RIM_STD_PX = 0.6
 _MARGIN_PX = 3
 # Between airholes that touch the rim is thin: a probability below one half has to do.
 _RIM_THRESHOLD = 0.25
@@ -84,16 +82,8 @@ def split_instances(
             coverage = _soften_rim(core, core | (owners == 0), probability)
             confidence = float(inside.mean())
             touches = _touches_border(core, window, mask.shape)
-            masks.append(
-                InstanceMask(
-                    coverage,
-                    window[1].start,
-                    window[0].start,
-                    confidence,
-                    touches_border=touches,
-                    boundary_std_px=_RIM_STD_PX,
-                )
-            )
+            left, top = window[1].start, window[0].start
+            masks.append(InstanceMask(coverage, left, top, confidence, touches_border=touches))
     return sorted(masks, key=lambda item: (item.top, item.left))
 
 

@@ -42,6 +42,10 @@ _MAX_INSIDE_RATIO = 0.9
 _EVEN_STD_PX = 0.19
 _SHOWN_UNEVEN_STD = 0.38
 _UNEVEN_STD = 1.26
+# Where the picture shows no edge, one rim in a hundred: deviation over the diameter, with range that would have shown a
+# missed part and without. Of those in the same runs 15 of 16 airholes lie within two of them.
+_SHOWN_UNSETTLED_STD = 0.02
+_UNSETTLED_STD = 0.25
 # Cameras encode light by about this curve (IEC 61966-2-1).
 _CODE = np.arange(256) / 255.0
 _LINEAR = np.where(_CODE <= 0.04045, _CODE / 12.92, ((_CODE + 0.055) / 1.055) ** 2.4).astype(np.float32)
@@ -74,10 +78,11 @@ def _settle(mask: InstanceMask, image: NDArray[np.uint8], range_maps: NDArray[np
     left, top = mask.left - _MARGIN_PX, mask.top - _MARGIN_PX
     out_x, out_y = _point_outwards(coverage)
     offset_px, unevenness = _find_edge(coverage, left, top, image, out_x, out_y)
-    if not np.isfinite(offset_px):
-        return mask
+    diameter_px = mask.equivalent_diameter_px
     shown = range_maps is not None and would_show(mask, range_maps)
-    uneven_px = (_SHOWN_UNEVEN_STD if shown else _UNEVEN_STD) * unevenness * math.sqrt(mask.equivalent_diameter_px)
+    if not np.isfinite(offset_px):
+        return replace(mask, boundary_std_px=(_SHOWN_UNSETTLED_STD if shown else _UNSETTLED_STD) * diameter_px)
+    uneven_px = (_SHOWN_UNEVEN_STD if shown else _UNEVEN_STD) * unevenness * math.sqrt(diameter_px)
     # Bilinear interpolation would soften the rim.
     moved = cv2.remap(coverage, *_step_back(offset_px, out_x, out_y), cv2.INTER_CUBIC)
     return replace(
