@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import socket
 import time
 from collections import Counter
@@ -38,7 +37,7 @@ from cmml_ros.model.checkpoint import find_weights, identify
 from cmml_ros.report.calibration import Calibration
 from cmml_ros.report.html import Picture
 from cmml_ros.report.pdf import print_pdf
-from cmml_ros.report.results import write_results
+from cmml_ros.report.results import RESULTS, write_results
 from cmml_ros.report.results_bag import ResultsBag
 from cmml_ros.report.summary import Summary
 from cmml_ros.report.tables import FRAME_COLUMNS, OBSERVATION_COLUMNS, TableWriter, frame_row, observation_row
@@ -52,6 +51,9 @@ SPLIT_S = 20.0
 _REPORT_PICTURES = 6
 _RETRIES = 3
 _PARTS = 'parts'
+_PART_PATTERN = f'{"[0-9a-f]" * 20}.json.zst'
+_TABLES = ('frames.csv', 'observations.csv')
+_PDF = 'report.pdf'
 
 
 def analyze(
@@ -73,7 +75,8 @@ def analyze(
     Topics that are not named are found by type in each bag. workers: processes of this machine; cluster: address of a
     running Ray cluster to use instead. Results of splits are kept in `out`/parts until all is done, so that the same
     call goes on where an earlier one was stopped. pdf: print report.pdf too, where there is a Chromium.
-    Raises BagError for missing or unusable bags, ConfigError when `out` is a file, ModelError for missing weights. For
+    Raises BagError for missing or unusable bags, ConfigError when `out` is a file or holds files of others that have
+    the names of results, ModelError for missing weights. For
     bags that are damaged, or in which no frame could be inspected, it raises after everything that could be read has
     been analysed and written.
     """
@@ -81,6 +84,7 @@ def analyze(
     paths = [bags] if isinstance(bags, Path) else list(bags)
     if out.exists() and not out.is_dir():
         raise ConfigError(f'{out} is a file; name a folder for the results')
+    _refuse_foreign(out)
     load_standards(config.grading.standards)
     config = dataclasses.replace(config, report=_complete_cover(config.report, paths))
     plan = _Plan.of(paths, image_topic, camera_info_topic, points_topic, split_s)
@@ -106,7 +110,7 @@ def analyze(
         summary = merge.finish(plan, model_id, started_s)
     if bag_out is not None:
         merge.write_bag(bag_out)
-    if pdf and (note := print_pdf(out / 'report.html', out / 'report.pdf')):
+    if pdf and (note := print_pdf(out / 'report.html', out / _PDF)):
         summary = dataclasses.replace(summary, warnings=(*summary.warnings, note))
     if not parts.missing:
         parts.remove()
@@ -116,6 +120,19 @@ def analyze(
         causes = (*summary.errors, merge.problem, 'no image in it')
         raise BagError(f'{summary.bag}: no frame could be inspected: {next(filter(None, causes))}')
     return summary
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises ConfigError where results would replace files that no analysis wrote, as beside a recording."""
+    taken = [name for name in (*RESULTS, *_TABLES, _PDF) if (out / name).exists()]
+    if not taken or any((out / _PARTS).glob(_PART_PATTERN)):
+        return
+    try:
+        ours = 'package_version' in json.loads((out / 'summary.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise ConfigError(f'{out / taken[0]} is there and no result of an analysis; name another folder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +301,12 @@ class _Parts:
             ) from None
 
     def remove(self) -> None:
-        """Everything is in the tables now."""
-        shutil.rmtree(self._folder)
+        """Everything is in the tables now; what others keep in a folder of this name stays."""
+        for pattern in (_PART_PATTERN, _PART_PATTERN.replace('.zst', '.unfinished')):
+            for path in self._folder.glob(pattern):
+                path.unlink()
+        with contextlib.suppress(OSError):  # not empty
+            self._folder.rmdir()
 
 
 def _inspect_here(
@@ -393,8 +414,8 @@ class _Merge:
         self._parts = parts
         self._next = 0  # number of the split
         self._ids: list[list[int]] = []  # of each frame
-        self._frame_table = files.enter_context(TableWriter(out / 'frames.csv', FRAME_COLUMNS))
-        self._observation_table = files.enter_context(TableWriter(out / 'observations.csv', OBSERVATION_COLUMNS))
+        self._frame_table = files.enter_context(TableWriter(out / _TABLES[0], FRAME_COLUMNS))
+        self._observation_table = files.enter_context(TableWriter(out / _TABLES[1], OBSERVATION_COLUMNS))
         self._map = DefectMap(config.map, config.sync.map_frame, config.measurement)
         self._pictures: list[Picture] = []
         self._range_noises_m: list[float] = []
@@ -468,6 +489,7 @@ class _Merge:
             unplaced=len(snapshot.entries) - len(snapshot.placed),
         )
         self._remove_old_pictures()
+        (self._out / _PDF).unlink(missing_ok=True)  # it shows an earlier analysis
         write_results(self._out, snapshot, summary, self._config, _choose_pictures(self._pictures))
         return summary
 
@@ -518,12 +540,11 @@ class _Merge:
 
     def _remove_old_pictures(self) -> None:
         mine = {picture.path for picture in self._pictures}
-        for path in (self._out / 'overlays').rglob('[0-9]*.jpg'):
-            if path not in mine:
+        for path in sorted((self._out / 'overlays').rglob('*.jpg')):
+            if path not in mine and path.stem.isdecimal():  # a stamp
                 path.unlink()
-        for folder in (self._out / 'overlays').glob('*/'):
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
+                with contextlib.suppress(OSError):  # not empty
+                    path.parent.rmdir()
 
 
 def _choose_pictures(pictures: list[Picture]) -> list[Picture]:

@@ -250,10 +250,15 @@ class _Run:
 
 def describe_split(split: Split) -> dict[str, Any]:
     """What a split is made from: the bag's files with size and time of change, its topics and its limits."""
-    files = sorted(split.bag.iterdir()) if split.bag.is_dir() else [split.bag]
+    files = filter(_is_recorded, sorted(split.bag.iterdir())) if split.bag.is_dir() else [split.bag]
     return {
         'bag': str(split.bag.resolve()),
         'files': [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()],
         'topics': asdict(split.topics),
         'limits': [split.start_ns, split.stop_ns],
     }
+
+
+def _is_recorded(file: Path) -> bool:
+    """Whether it belongs to a recording; results may lie beside it, and change."""
+    return file.name == 'metadata.yaml' or '.mcap' in file.suffixes or any('.db3' in one for one in file.suffixes)

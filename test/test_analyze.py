@@ -6,6 +6,7 @@ import base64
 import contextlib
 import csv
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from cmml_ros.analyze import analyze
 from cmml_ros.bag.reader import BagReader
 from cmml_ros.bag.writer import BagWriter
 from cmml_ros.cli import main
-from cmml_ros.config import InspectorConfig
+from cmml_ros.config import InspectorConfig, SyncConfig
 from cmml_ros.errors import PoseError
 from cmml_ros.frame import Frame
 from cmml_ros.geometry.mask import InstanceMask
@@ -646,6 +647,81 @@ def test_pictures_of_an_earlier_run_do_not_stay(make_bag: MakeBag, tmp_path: Pat
     (overlays / 'mine.jpg').write_bytes(b'')
     analyze(make_bag(frames=1), tmp_path / 'out', InspectorConfig())
     assert sorted(path.stem for path in overlays.iterdir()) == [str(STAMPS_NS[0]), 'mine']
+
+
+def test_what_others_keep_in_the_folder_stays(make_bag: MakeBag, tmp_path: Path):
+    out = tmp_path / 'out'
+    others = [out / name for name in ('parts/mine.txt', 'overlays/2024_pier.jpg', 'overlays/pier/mine.txt', 'mine.csv')]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('mine')
+    analyze(make_bag(frames=1), out, InspectorConfig())
+    assert [path.read_text() for path in others] == ['mine'] * 4
+    assert [path.name for path in (out / 'parts').iterdir()] == ['mine.txt']
+
+
+def test_files_of_others_with_the_names_of_results_are_not_replaced(
+    make_bag: MakeBag, capsys: pytest.CaptureFixture[str]
+):
+    bag = make_bag(frames=1)
+    for name, text in (('frames.csv', 'a,b\n'), ('summary.json', '{"mine": 1}'), ('summary.json', '[]')):
+        (bag / name).write_text(text)
+        assert f'{name} is there and no result of an analysis' in fail(capsys, bag, '--out', bag, '--no-pdf')
+        assert (bag / name).read_text() == text
+        (bag / name).unlink()
+    for _ in range(2):  # over results of an analysis, too
+        assert main(['analyze', str(bag), '--out', str(bag), '--no-pdf']) == 0
+
+
+def test_beside_the_recording_it_goes_on_where_it_was_stopped(make_bag: MakeBag, monkeypatch: pytest.MonkeyPatch):
+    bag = make_bag()
+    kept: list[int] = []
+    limit = 2
+    original = SplitResult.to_bytes
+
+    def to_bytes(self: SplitResult) -> bytes:
+        if len(kept) == limit:
+            raise KeyboardInterrupt
+        kept.append(len(self.frames))
+        return original(self)
+
+    monkeypatch.setattr(SplitResult, 'to_bytes', to_bytes)
+    with pytest.raises(KeyboardInterrupt):
+        analyze(bag, bag, InspectorConfig(), split_s=0.2)
+    (bag / 'frames.unfinished').write_text('as after a kill')
+    limit = 1000
+    analyze(bag, bag, InspectorConfig(), split_s=0.2)
+    assert len(kept) == 4  # of four splits, two in each call
+    assert [int(row['stamp_ns']) for row in read_table(bag / 'frames.csv')] == STAMPS_NS
+
+
+def test_a_report_on_paper_of_an_earlier_analysis_does_not_stay(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bag, out = make_bag(frames=1), tmp_path / 'out'
+    monkeypatch.setattr('cmml_ros.report.pdf.find_browser', lambda: None)
+    for pdf in (False, True):
+        analyze(bag, out, InspectorConfig())
+        (out / 'report.pdf').write_text('of an earlier analysis')
+        analyze(bag, out, InspectorConfig(), pdf=pdf)
+        assert not (out / 'report.pdf').exists()
+
+
+def test_what_cannot_be_written_leaves_the_earlier_results_whole(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bag, out = make_bag(), tmp_path / 'out'
+    analyze(bag, out, InspectorConfig())
+    before = {path.name: path.read_bytes() for path in out.glob('*.*')}
+
+    def fill(path: Path, *_: object) -> None:
+        path.write_text('half of it')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('cmml_ros.report.results.write_report', fill)
+    with pytest.raises(OSError, match='No space left'):
+        analyze(bag, out, InspectorConfig(sync=SyncConfig(tolerance_s=0.01)))
+    assert {path.name: path.read_bytes() for path in out.glob('*.*')} == before
 
 
 def test_the_command_line_does_the_same(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,6 +19,7 @@ def find_browser() -> str | None:
 
 def print_pdf(report: Path, pdf: Path) -> str:
     """Prints `report`, an HTML file, as A4 pages; returns why it could not be, empty when `pdf` is there."""
+    pdf.unlink(missing_ok=True)  # one that is there afterwards shows `report`
     browser = find_browser()
     if browser is None:
         return f'no {pdf.name}: there is no Chromium on this machine; print {report.name} from any browser'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from cmml_ros.mapping.grading import Grading, grade
 from cmml_ros.report.html import Picture, write_report
 from cmml_ros.report.summary import Summary
 from cmml_ros.report.tables import write_defects, write_geojson, write_json, write_parquet
+
+RESULTS = ('defects.csv', 'defects.parquet', 'defects.geojson', 'summary.json', 'report.html')
 
 
 def write_results(
@@ -23,9 +26,14 @@ def write_results(
     """
     grading = grade(snapshot, config.grading, config.detection)
     entries = snapshot.entries
-    write_defects(out / 'defects.csv', entries)
-    write_parquet(out / 'defects.parquet', entries)
-    write_geojson(out / 'defects.geojson', entries)
-    write_json(out / 'summary.json', summary.document(entries, grading))
-    write_report(out / 'report.html', summary, snapshot, grading, pictures)
+    # All of them, or none: a full disk leaves no half a report, and no mixture with an earlier one.
+    with tempfile.TemporaryDirectory(prefix='unfinished_', dir=out) as name:
+        folder = Path(name)
+        write_defects(folder / 'defects.csv', entries)
+        write_parquet(folder / 'defects.parquet', entries)
+        write_geojson(folder / 'defects.geojson', entries)
+        write_json(folder / 'summary.json', summary.document(entries, grading))
+        write_report(folder / 'report.html', summary, snapshot, grading, pictures)
+        for result in RESULTS:
+            (folder / result).replace(out / result)
     return grading
