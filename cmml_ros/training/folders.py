@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cmml_ros.errors import ConfigError
+from cmml_ros.errors import ConfigError, ShapeError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.cloud import Cloud, project_cloud
 from cmml_ros.geometry.transforms import SE3
@@ -26,14 +27,15 @@ _GAMMA = 2.2
 
 
 def import_folder(folder: Path, out: Path) -> list[Path]:
-    """Files of one training view per picture of `folder`, in `out`; those that are there already are kept.
+    """Files of one training view per picture of `folder`, in `out`; those made of the same files before are kept.
 
-    images/NAME.png or .jpg; labels/NAME.png: 0 for sound concrete, else the number of the airhole (a mask of 0 and 255
-    is parted into its blobs); depths/NAME.png: 16 bits, along the optical axis, in units of `depth_unit_m` of
-    intrinsics.json, 0 for unknown; or clouds/NAME.ply or .pcd: points in metres in the camera's frame, or in that of
-    `T_camera_lidar` (4x4) of intrinsics.json. Pictures without depth teach without range. The concrete under an airhole
-    is guessed from around it, so that what was labelled can be laid on other concrete. Raises ConfigError for a picture
-    without label, other sizes, or depths in a wrong unit.
+    images/NAME.png or .jpg; labels/NAME.png: 0 or black for sound concrete, else the number or the colour of the
+    airhole (a mask of one value is parted into its blobs); depths/NAME.png: 16 bits, along the optical axis, in units
+    of `depth_unit_m` of intrinsics.json, 0 for unknown; or clouds/NAME.ply or .pcd: points in metres in the camera's
+    frame, or in that of `T_camera_lidar` (4x4) of intrinsics.json. Pictures without depth teach without range. The
+    concrete under an airhole is guessed from around it, so that what was labelled can be laid on other concrete.
+    Raises ConfigError for a picture without label, other sizes, depths in a wrong unit, clouds beside the picture, or
+    files that cannot be read.
     """
     images = sorted(path for path in (folder / 'images').glob('*') if path.suffix.lower() in _PICTURES)
     if not images:
@@ -41,12 +43,23 @@ def import_folder(folder: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     about = _read_intrinsics(folder / 'intrinsics.json')
     paths = []
-    for number, path in enumerate(images):
-        target = out / f'{folder.name}_{number:06d}.npz'
+    for path in images:
+        target = out / f'{path.stem}_{_digest(folder, path)}.npz'
         if not target.exists():
             write_view(target, _read_view(folder, path, about))
         paths.append(target)
     return paths
+
+
+def _digest(folder: Path, path: Path) -> str:
+    """Of all that a view is made of: what is labelled anew, or added in between, is not taken for what was there."""
+    digest = hashlib.sha256()
+    sources = [path, folder / 'labels' / f'{path.stem}.png', folder / 'intrinsics.json']
+    sources += [folder / 'depths' / f'{path.stem}.png', *(folder / 'clouds' / f'{path.stem}{one}' for one in _CLOUDS)]
+    for source in sources:
+        data = source.read_bytes() if source.is_file() else b''
+        digest.update(len(data).to_bytes(8, 'big') + data)
+    return digest.hexdigest()[:12]
 
 
 def _read_view(folder: Path, path: Path, about: dict[str, object]) -> TrainingView:
@@ -54,13 +67,9 @@ def _read_view(folder: Path, path: Path, about: dict[str, object]) -> TrainingVi
     label_path = folder / 'labels' / f'{path.stem}.png'
     if not label_path.exists():
         raise ConfigError(f'{path}: no label; expected {label_path} (all zero where there is no airhole)')
-    ids: NDArray[Any] = _read(label_path, cv2.IMREAD_UNCHANGED)
-    if ids.ndim == 3:
-        ids = ids.max(axis=2)
+    ids = _read_label(label_path)
     if ids.shape != picture.shape[:2]:
         raise ConfigError(f'{label_path}: {ids.shape[1]}x{ids.shape[0]}, but its picture has {_size(picture)}')
-    if set(np.unique(ids)) <= {0, 255}:
-        ids, _ = ndimage.label(ids)
     inside = (ids > 0).astype(np.uint8)
     around = cv2.dilate(inside, np.ones((5, 5), np.uint8))
     sound = cv2.inpaint(picture, around, _INPAINT_PX, cv2.INPAINT_TELEA)
@@ -75,6 +84,20 @@ def _read_view(folder: Path, path: Path, about: dict[str, object]) -> TrainingVi
     )
 
 
+def _read_label(path: Path) -> NDArray[Any]:
+    """(H, W) number of the airhole, 0 for sound concrete."""
+    label = _read(path, cv2.IMREAD_UNCHANGED)
+    if label.ndim == 3:
+        # Of a palette only the colours are read; how opaque a pixel is says nothing.
+        colors = label[:, :, :3].reshape(-1, 3)
+        weights = np.array([1, 2**16, 2**32], np.int64)  # black is 0
+        _, numbers = np.unique(np.append(colors.astype(np.int64) @ weights, 0), return_inverse=True)
+        label = numbers[:-1].reshape(label.shape[:2])
+    if len(np.unique(label[label > 0])) == 1:
+        label, _ = ndimage.label(label)
+    return label
+
+
 def _read_depth(folder: Path, path: Path, picture: NDArray[np.uint8], about: dict[str, object]) -> NDArray[np.float32]:
     """(H, W) metres, NaN as a whole where nothing tells."""
     depth_path = folder / 'depths' / f'{path.stem}.png'
@@ -84,7 +107,9 @@ def _read_depth(folder: Path, path: Path, picture: NDArray[np.uint8], about: dic
             raise ConfigError(f'{folder / "intrinsics.json"}: no "depth_unit_m" (0.001 for millimetres) for depths/')
         raw = _read(depth_path, cv2.IMREAD_UNCHANGED)
         if raw.shape != picture.shape[:2]:
-            raise ConfigError(f'{depth_path}: {raw.shape}, but its picture has {_size(picture)}')
+            raise ConfigError(
+                f'{depth_path}: {_size(raw)}, but its picture has {_size(picture)}, and one channel is needed'
+            )
         known, depth_m = raw > 0, raw.astype(np.float32) * np.float32(unit_m)
     else:
         found = [item for suffix in _CLOUDS if (item := folder / 'clouds' / f'{path.stem}{suffix}').exists()]
@@ -93,6 +118,8 @@ def _read_depth(folder: Path, path: Path, picture: NDArray[np.uint8], about: dic
         depth_path = found[0]
         depth_m = _project(depth_path, picture, about, folder)
         known = depth_m > 0.0
+        if not known.any():
+            raise ConfigError(f'{depth_path}: no point lies in the picture; check T_camera_lidar and fx, fy, cx, cy')
     if not known.any():
         return np.full(picture.shape[:2], np.nan, np.float32)
     typical_m = float(np.median(depth_m[known]))
@@ -110,10 +137,12 @@ def _project(path: Path, picture: NDArray[np.uint8], about: dict[str, object], f
         raise ConfigError(f'{path}: no points can be read from it')
     try:
         fx, fy, cx, cy = (float(str(about[name])) for name in ('fx', 'fy', 'cx', 'cy'))
+        camera = Camera(picture.shape[1], picture.shape[0], fx, fy, cx, cy)
+        T_camera_lidar = SE3.from_matrix(np.array(about.get('T_camera_lidar', np.eye(4)), np.float64))
     except KeyError as error:
         raise ConfigError(f'{folder / "intrinsics.json"}: no {error} for clouds/') from None
-    camera = Camera(picture.shape[1], picture.shape[0], fx, fy, cx, cy)
-    T_camera_lidar = SE3.from_matrix(np.array(about.get('T_camera_lidar', np.eye(4))))
+    except (ValueError, TypeError, ShapeError) as error:
+        raise ConfigError(f'{folder / "intrinsics.json"}: {error}; numbers are needed for clouds/') from None
     seen = project_cloud(Cloud(points[np.isfinite(points).all(axis=1)]), camera, T_camera_lidar)
     depth_m = np.zeros(picture.shape[:2], np.float32)
     column, row = np.rint(seen.pixels).astype(np.intp).T
@@ -135,10 +164,15 @@ def _read_intrinsics(path: Path) -> dict[str, object]:
 
 def _read(path: Path, flags: int) -> NDArray[Any]:
     picture = cv2.imread(str(path), flags)
-    if picture is None:
+    if picture is None or (path.suffix.lower() in ('.jpg', '.jpeg') and _is_cut(path.read_bytes())):
         raise ConfigError(f'{path}: cannot be read as a picture; remove or replace it')
     return np.asarray(picture)
 
 
-def _size(picture: NDArray[np.uint8]) -> str:
+def _is_cut(jpeg: bytes) -> bool:
+    """Whether the scan of a JPEG picture has no end, which is read as grey."""
+    return jpeg.rfind(b'\xff\xd9') < jpeg.rfind(b'\xff\xda')
+
+
+def _size(picture: NDArray[Any]) -> str:
     return f'{picture.shape[1]}x{picture.shape[0]}'
