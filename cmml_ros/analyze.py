@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # it brings what compiles and what runs networks, which worke
 SPLIT_S = 20.0
 _REPORT_PICTURES = 6
 _RETRIES = 3
+_CONNECT_S = 10.0
 _PARTS = 'parts'
 _PART_PATTERN = f'{"[0-9a-f]" * 20}.json.zst'
 _TABLES = ('frames.csv', 'observations.csv')
@@ -331,6 +332,8 @@ def _inspect_remotely(
         raise ConfigError(
             "workers need Ray: pip install 'cmml_ros[cluster]', or leave --workers and --cluster out"
         ) from None
+    if cluster:
+        _reach(cluster)
     threads = max((os.cpu_count() or 1) // workers, 1)
     if not config.detection.threads:
         detection = dataclasses.replace(config.detection, threads=1 if cluster else threads)
@@ -373,6 +376,17 @@ def _inspect_remotely(
             yield
     finally:
         ray.shutdown()
+
+
+def _reach(cluster: str) -> None:
+    """Raises ConfigError when nothing listens at HOST:PORT, for which Ray would wait for minutes."""
+    host, _, port = cluster.removeprefix('ray://').rpartition(':')
+    if not host or not port.isdecimal():
+        return  # an address of another form; Ray knows
+    try:
+        socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(f'{cluster}: nothing answers there ({error}); is `ray start` running?') from None
 
 
 def _load_inspector(config: InspectorConfig) -> Inspector:

@@ -771,6 +771,19 @@ def test_no_such_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('address', ['127.0.0.1:{}', 'ray://127.0.0.1:{}', 'no-such-host.invalid:{}'])
+def test_a_cluster_that_is_not_there_is_told_at_once(
+    make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = address.format(free.getsockname()[1])
+    started_s = time.monotonic()
+    reason = fail(capsys, make_bag(frames=1), '--out', tmp_path / 'out', '--no-pdf', '--cluster', address)
+    assert f'{address}: nothing answers there' in reason
+    assert time.monotonic() - started_s < 20.0
+
+
 def test_out_is_a_file(make_bag: MakeBag, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / 'out').write_text('mine')
     assert 'out is a file' in fail(capsys, make_bag(frames=1), '--out', tmp_path / 'out')
