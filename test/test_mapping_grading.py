@@ -244,3 +244,20 @@ def test_bad_standards_are_named(tmp_path: Path):
         path.write_text(f'{sound}{text}\n')
         with pytest.raises(ConfigError, match=r'own\.yaml: .*; write it like those in config/grading'):
             load_standards(str(path))
+    sound += 'classes: [{name: A, area_mm2: 3}]\n'
+    for text, reason in (
+        ('diameter_mm: [15, 2]', 'from a smaller to a larger number, got 15 and 2'),
+        ('diameter_mm: [-1, 2]', 'from a smaller to a larger'),
+        ('diameter_mm: [.nan, 2]', 'from a smaller to a larger'),
+        ('test_area_mm: 0', '1 mm and more, got 0'),
+        ('test_area_mm: -500', '1 mm and more, got -500'),
+        ('test_area_mm: .nan', '1 mm and more, got nan'),
+        ('test_area_mm: .inf', '1 mm and more, got inf'),
+        ('classes: []', '"classes" has none'),
+        ('classes: [{name: A, area_mm2: -3}]', 'numbers from 0 on'),
+        ('classes: [{name: A, area_mm2: .nan}]', 'numbers from 0 on'),
+        ('classes: [{name: A, area_mm2: yes}]', 'numbers from 0 on'),
+    ):
+        path.write_text(f'{sound}{text}\n')
+        with pytest.raises(ConfigError, match=rf'own\.yaml: .*{reason}'):
+            load_standards(str(path))

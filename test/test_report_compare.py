@@ -100,3 +100,27 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path):
         compare(a, b, tmp_path / 'out')
     with pytest.raises(ConfigError, match=r'no defects\.csv'):
         compare(a, tmp_path / 'nothing', tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'reason'),
+    [
+        ('defects.csv', 'a,b\n1,2\n', 'no column'),
+        ('defects.csv', '', 'no column'),
+        ('defects.geojson', '{', 'no rims can be read'),
+        ('defects.geojson', '{"features": [1]}', 'no rims can be read'),
+    ],
+)
+def test_files_that_are_no_results_are_named(tmp_path: Path, name: str, text: str, reason: str):
+    a, b = (write_run(tmp_path / run, make_entry(1, 0.0)) for run in ('a', 'b'))
+    (b / name).write_text(text)
+    with pytest.raises(ConfigError, match=f'b/{name}: {reason}'):
+        compare(a, b, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path):
+    run = write_run(tmp_path / 'run', make_entry(1, 0.0))
+    (tmp_path / 'out' / 'compare.png').mkdir(parents=True)
+    with pytest.raises(OSError, match=r'compare\.png'):
+        compare(run, run, tmp_path / 'out')

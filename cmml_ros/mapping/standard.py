@@ -74,22 +74,34 @@ def _read_standard(path: Path, document: Any) -> Standard:
     classes = []
     for one in document['classes']:
         limits = {name: value for name, value in one.items() if name != 'name' and value is not None}
-        bad = sorted(
-            name for name, value in limits.items() if name not in _LIMITS or not isinstance(value, int | float)
-        )
+        bad = sorted(name for name, value in limits.items() if name not in _LIMITS or not _is_size(value))
         if 'name' not in one or bad:
-            raise ConfigError(f'{path}: a class has a name and limits {", ".join(_LIMITS)} as numbers, got {one}')
+            raise ConfigError(
+                f'{path}: a class has a name and limits {", ".join(_LIMITS)} as numbers from 0 on, got {one}'
+            )
         classes.append(GradeClass(str(one['name']), {name: float(value) for name, value in limits.items()}))
-    low, high = document.get('diameter_mm', (0.0, math.inf))
+    low, high = map(float, document.get('diameter_mm', (0.0, math.inf)))
+    if not 0.0 <= low < high:  # else no airhole counts, and every limit is met
+        raise ConfigError(f'{path}: diameter_mm goes from a smaller to a larger number, got {low:g} and {high:g}')
+    side_mm = float(document.get('test_area_mm', 500.0))
+    if not 1.0 <= side_mm < math.inf:
+        raise ConfigError(f'{path}: test_area_mm is the side of a square of 1 mm and more, got {side_mm:g}')
+    if not classes:
+        raise ConfigError(f'{path}: "classes" has none')
     return Standard(
         title=str(document['title']),
         edition=str(document['edition']),
         source=str(document['source']),
         note=str(document.get('note', '')),
-        test_area_m=float(document.get('test_area_mm', 500.0)) * 1e-3,
-        diameter_m=(float(low) * 1e-3, float(high) * 1e-3),
+        test_area_m=side_mm * 1e-3,
+        diameter_m=(low * 1e-3, high * 1e-3),
         classes=tuple(classes),
     )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether it is a number from 0 on; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _shipped_folder() -> Path:

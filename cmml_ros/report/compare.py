@@ -27,6 +27,7 @@ QUANTITIES = (
     ('depth_max_mm', 'depth_max_std_mm'),
     ('volume_mm3', 'volume_std_mm3'),
 )
+_NEEDED = {'defect_id', 'frame_id', 'x_m', 'y_m', 'z_m', 'equivalent_diameter_mm', 'volume_status'}.union(*QUANTITIES)
 COLUMNS = (
     'kind', 'defect_id_a', 'defect_id_b', 'x_m', 'y_m', 'z_m', 'distance_mm', 'equivalent_diameter_mm_a',
     'equivalent_diameter_mm_b',
@@ -37,6 +38,7 @@ _REACH_M = 0.010  # two maps of one surface lie on each other this well, or with
 _PICTURE_PX = 1400
 _COLORS_BGR = {'matched': (110, 110, 110), 'new': (40, 160, 40), 'gone': (40, 40, 210), 'changed': (200, 110, 20)}
 _CHANGED = 1.96  # deviations
+_NAME_ANOTHER = 'name a folder that `cmml analyze --out` wrote'
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,13 @@ def compare(run_a: Path, run_b: Path, out: Path) -> Comparison:
     rows += [_make_row('gone', row, None) for index, row in enumerate(a) if index not in taken_a]
     rows += [_make_row('new', None, row) for index, row in enumerate(b) if index not in taken_b]
     comparison = Comparison(tuple(rows), unplaced=sum(map(len, read)) - len(a) - len(b))
+    picture = draw(comparison, _read_rims(run_a), _read_rims(run_b))
     out.mkdir(parents=True, exist_ok=True)
     with TableWriter(out / 'compare.csv', COLUMNS) as table:
         for row in rows:
             table.write(row)
-    cv2.imwrite(str(out / 'compare.png'), draw(comparison, _read_rims(run_a), _read_rims(run_b)))
+    # OpenCV would not say why it could not write.
+    (out / 'compare.png').write_bytes(cv2.imencode('.png', picture)[1].tobytes())
     return comparison
 
 
@@ -209,19 +213,28 @@ def _groups(edges: list[tuple[int, int]]) -> list[tuple[list[int], list[int]]]:
 def _read(run: Path) -> list[Row]:
     try:
         with (run / 'defects.csv').open(encoding='utf-8', newline='') as file:
-            return list(csv.DictReader(file))
-    except OSError:
-        raise ConfigError(f'{run}: no defects.csv in it; name a folder that `cmml analyze --out` wrote') from None
+            table = csv.DictReader(file)
+            missing = _NEEDED - set(table.fieldnames or ())
+            rows = list(table)
+    except (OSError, UnicodeError, csv.Error):
+        raise ConfigError(f'{run}: no defects.csv in it; {_NAME_ANOTHER}') from None
+    if missing:
+        raise ConfigError(f'{run / "defects.csv"}: no column "{min(missing)}"; {_NAME_ANOTHER}')
+    return rows
 
 
 def _read_rims(run: Path) -> dict[int, Array]:
     """Rim of each airhole that has one, by its id."""
-    document: dict[str, Any] = json.loads((run / 'defects.geojson').read_text(encoding='utf-8'))
-    return {
-        feature['id']: np.array(feature['geometry']['coordinates'][0], np.float64)
-        for feature in document['features']
-        if feature['geometry']
-    }
+    path = run / 'defects.geojson'
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        return {
+            feature['id']: np.array(feature['geometry']['coordinates'][0], np.float64)
+            for feature in document['features']
+            if feature['geometry']
+        }
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        raise ConfigError(f'{path}: no rims can be read from it; {_NAME_ANOTHER}') from None
 
 
 def _places(rows: list[Row]) -> Array:
