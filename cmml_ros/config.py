@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ Scalar = bool | int | float | str
 ConfigT = TypeVar('ConfigT')
 
 # Every node has these; they stand in parameter files and are none of our settings.
+_EXPONENT = re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+')
 _ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service')
 
 
@@ -288,6 +290,8 @@ def load_config(config_type: type[ConfigT], path: Path) -> ConfigT:
         document = yaml.safe_load(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise ConfigError(f'{path}: cannot be read ({error.strerror}); check the path') from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f'{path}: not in UTF-8 ({error}); save it so') from None
     except yaml.YAMLError as error:
         raise ConfigError(f'{path}: not valid YAML: {error}') from None
     if document is None:
@@ -329,7 +333,9 @@ def _check_value(entry: SettingEntry, value: Any) -> Scalar:
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
-        raise ConfigError(f'"{entry.name}" must be {expected.__name__}, got {value!r}')
+        exponent = isinstance(value, str) and _EXPONENT.fullmatch(value)
+        hint = ', which YAML takes for text; write it like 1.0e-3' if exponent else ''
+        raise ConfigError(f'"{entry.name}" must be {expected.__name__}, got {value!r}{hint}')
     about = entry.setting
     if about.choices and value not in about.choices:
         raise ConfigError(f'"{entry.name}" must be one of {", ".join(about.choices)}, got {value!r}')

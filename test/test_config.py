@@ -72,6 +72,7 @@ def test_nested_and_dotted_names_are_the_same():
         ({'sync.tolerance_s': -0.1}, r'"sync.tolerance_s" must be in \[0, 1\] s, got -0.1'),
         ({'sync.tolerance_s': float('nan')}, r'must be in \[0, 1\]'),
         ({'sync.tolerance_s': 'long'}, '"sync.tolerance_s" must be float, got \'long\''),
+        ({'sync.tolerance_s': '1e-2'}, "got '1e-2', which YAML takes for text; write it like 1.0e-3"),
         ({'sync.queue_size': 2.5}, '"sync.queue_size" must be int, got 2.5'),
         ({'sync.queue_size': True}, '"sync.queue_size" must be int, got True'),
         ({'detection.device': 'tpu'}, '"detection.device" must be one of auto, cpu, cuda'),
@@ -116,6 +117,13 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str):
     path = tmp_path / 'settings.yaml'
     path.write_text(text)
     with pytest.raises(ConfigError, match=f'settings.yaml.*{message}'):
+        load_config(InspectorConfig, path)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path):
+    path = tmp_path / 'settings.yaml'
+    path.write_bytes('report.site: Brücke'.encode('latin-1'))
+    with pytest.raises(ConfigError, match=r'settings\.yaml: not in UTF-8'):
         load_config(InspectorConfig, path)
 
 

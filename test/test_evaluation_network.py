@@ -143,6 +143,15 @@ def make_sample(error: np.ndarray, std: float) -> RegistrationSample:
     return RegistrationSample(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, found, SE3.from_rotation_vector(error[:3], error[3:]))
 
 
+def test_where_every_frame_is_refused_drift_is_not_known():
+    refused = RegistrationSample(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, None, None)
+    assert assess_drift([refused], InspectorConfig(), seed=1) == {
+        'noticed_1_deg': None,
+        'noticed_2_cm': None,
+        'made_up': None,
+    }
+
+
 def test_drift_is_noticed_and_not_made_up():
     rng = np.random.default_rng(1)
     samples = [make_sample(rng.normal(0.0, 0.001, 6), 0.001) for _ in range(400)]
@@ -150,12 +159,8 @@ def test_drift_is_noticed_and_not_made_up():
     assert shares['noticed_1_deg'] == shares['noticed_2_cm'] == 1.0
     assert shares['made_up'] < 0.02
     # Errors three times as large as they claim to be: drift is made up all the time.
-    assert (
-        assess_drift([make_sample(3.0 * rng.normal(0.0, 0.001, 6), 0.001) for _ in range(50)], InspectorConfig(), 1)[
-            'made_up'
-        ]
-        > 0.5
-    )
+    wrong = [make_sample(3.0 * rng.normal(0.0, 0.001, 6), 0.001) for _ in range(50)]
+    assert assess_drift(wrong, InspectorConfig(), 1)['made_up'] > 0.5
 
 
 def test_the_classical_baselines_do_what_they_can(frame: TestFrame):

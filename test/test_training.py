@@ -225,6 +225,22 @@ def test_two_processes_share_each_batch(tmp_path: Path):
     assert 'match.batch_size 3 have to be multiples of the 2 processes' in done.stderr + done.stdout
 
 
+def test_what_is_refused_is_refused_before_views_are_made(tmp_path: Path):
+    config = tmp_path / 'train.yaml'
+    config.write_text(CONFIG)
+    with pytest.raises(ConfigError, match='no such folder of background pictures'):
+        train(config, tmp_path / 'out', backgrounds=[tmp_path / 'nowhere'])
+    with pytest.raises(ConfigError, match='no pictures'):
+        train(config, tmp_path / 'out', data=[tmp_path / 'nowhere'])
+    config.write_text(CONFIG + 'start_from: nowhere\n')
+    with pytest.raises(ModelError, match='no shipped weights called "nowhere"'):
+        train(config, tmp_path / 'out')
+    config.write_text(CONFIG + 'views.pixel_min_m: 0.01\n')
+    with pytest.raises(ConfigError, match=r'views\.pixel_min_m 0\.01 must not be larger than'):
+        train(config, tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'views').exists()
+
+
 def test_weights_of_another_size_are_no_start(tmp_path: Path):
     config = tmp_path / 'train.yaml'
     config.write_text(CONFIG + 'start_from: small\nsize: base\n')

@@ -361,9 +361,10 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig, seed: int) -> dict[str, float]:
+def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig, seed: int) -> dict[str, float | None]:
     """Shares of runs of ten frames in which a drift of 1 degree or of 2 cm is noticed, and in which one is made up.
 
+    None where every frame of `samples` was refused.
     The errors of the frames are those of `samples`, drawn with replacement, and laid on extrinsics that are off or
     right. So some come again in a run, as the offset of a sensor does that stands still.
     """
@@ -376,12 +377,15 @@ def assess_drift(samples: Sequence[RegistrationSample], config: InspectorConfig,
         and sample.found.covariance is not None
         and sample.found.systematic is not None
     ]
-    shares = {}
+    shares: dict[str, float | None] = {}
     for name, turn_deg, move_m in (
         ('noticed_1_deg', _DRIFT_DEG, 0.0),
         ('noticed_2_cm', 0.0, _DRIFT_M),
         ('made_up', 0.0, 0.0),
     ):
+        if not usable:
+            shares[name] = None
+            continue
         alarms = 0
         for _ in range(_DRIFT_TRIALS):
             drift = SE3.from_rotation_vector(_direction(rng) * math.radians(turn_deg), _direction(rng) * move_m)
@@ -506,7 +510,7 @@ def format_network(document: dict[str, Any]) -> str:
         )
     lines += ['', *_head('within 10 frames', '1 degree noticed', '2 cm noticed', 'drift made up')]
     lines += [
-        f'| {sensor} | {row["noticed_1_deg"]:.3f} | {row["noticed_2_cm"]:.3f} | {row["made_up"]:.3f} |'
+        f'| {sensor} | {" | ".join(_format(share, ".3f") for share in row.values())} |'
         for sensor, row in document['drift'].items()
     ]
     return '\n'.join(lines)

@@ -22,7 +22,7 @@ from cmml_ros.config import flatten_config, load_config, setting
 from cmml_ros.errors import ModelError
 from cmml_ros.model.checkpoint import find_weights, identify, load_network, save_weights
 from cmml_ros.model.network import SIZE_CHANNELS, MultitaskNetwork
-from cmml_ros.training.dataset import CropDataset, DataConfig, MatchConfig, PairDataset
+from cmml_ros.training.dataset import CropDataset, DataConfig, MatchConfig, PairDataset, load_pictures
 from cmml_ros.training.folders import import_folder
 from cmml_ros.training.losses import matching_loss, segmentation_loss
 from cmml_ros.training.views import ViewConfig, prepare_views
@@ -241,17 +241,20 @@ def _train(
 ) -> Path:
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     out.mkdir(parents=True, exist_ok=True)
-    if rank > 0:
-        distributed.barrier()  # the first process makes the views
-    views = prepare_views(config.views, out / 'views', config.seed)
-    views += [path for folder in data for path in import_folder(folder, out / 'own')]
-    if rank == 0 and processes > 1:
-        distributed.barrier()
+    # What may be refused comes first: views take hours.
     run = _Run(config, device)
     checkpoint, weights = out / 'checkpoint.pt', out / 'weights.safetensors'
     if checkpoint.exists():
         run.resume(checkpoint, device)
         log.info('going on from step %d', run.step)
+    for folder in backgrounds:
+        load_pictures(folder)
+    if rank > 0:
+        distributed.barrier()  # the first process makes the views
+    own = [path for folder in data for path in import_folder(folder, out / 'own')]
+    views = prepare_views(config.views, out / 'views', config.seed) + own
+    if rank == 0 and processes > 1:
+        distributed.barrier()
 
     dataset = _StepDataset(config, views, backgrounds, rank, processes)
     loader = DataLoader(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmml_ros.config import setting
-from cmml_ros.errors import SceneError
+from cmml_ros.errors import ConfigError, SceneError
 from cmml_ros.geometry.camera import Camera
 from cmml_ros.geometry.transforms import SE3
 from cmml_ros.simulation.camera import look_at, see, shade_path
@@ -60,7 +60,14 @@ class TrainingView:
 
 
 def prepare_views(config: ViewConfig, folder: Path, seed: int) -> list[Path]:
-    """Files of `config.count` views in `folder`; those that are there already are kept."""
+    """Files of `config.count` views in `folder`; those that are there already are kept.
+
+    Raises ConfigError for sizes of pixels in the wrong order.
+    """
+    if config.pixel_min_m > config.pixel_max_m:
+        raise ConfigError(
+            f'views.pixel_min_m {config.pixel_min_m:g} must not be larger than views.pixel_max_m {config.pixel_max_m:g}'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f'{seed}_{index:06d}.npz' for index in range(config.count)]
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
