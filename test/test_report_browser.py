@@ -83,7 +83,7 @@ def make_snapshot(count: int) -> MapSnapshot:
     return MapSnapshot('map', tuple(entries), tuple(views), 0.012)
 
 
-def save(folder: Path, snapshot: MapSnapshot) -> Path:
+def save(folder: Path, snapshot: MapSnapshot, site: str = 'Mill Bridge, pier 3') -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     frames = len(snapshot.views)
     summary = Summary(
@@ -93,7 +93,7 @@ def save(folder: Path, snapshot: MapSnapshot) -> Path:
         config={
             'sync.tolerance_s': 0.05,
             'registration.mode': 'tf',
-            'report.site': 'Mill Bridge, pier 3',
+            'report.site': site,
             'report.robot': 'crawler 2',
             'report.camera': 'A-12',
             'report.range_sensor': '',
@@ -293,3 +293,12 @@ def test_a_map_without_airholes_makes_a_report(tmp_path: Path):
     path = save(tmp_path / 'new' / 'folder', empty)
     assert 'None found in 1 frames.' in path.read_text(encoding='utf-8')
     assert (path.parent / 'defects.csv').read_text().count('\n') == 1
+
+
+def test_long_settings_do_not_widen_the_page(browser: Browser, tmp_path: Path):
+    report = save(tmp_path / 'long', make_snapshot(3), site='Pfeiler' * 400)
+    page = browser.new_page(viewport={'width': 1200, 'height': 900})
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate('document.documentElement.scrollWidth') == 1200
+    page.close()

@@ -146,6 +146,20 @@ def test_unknown_is_a_dash_and_a_bound_is_a_bound(tmp_path: Path):
     assert page.details[0]['w'] == 'no extrinsic'
 
 
+def test_areas_that_are_unknown_do_not_sum_up_to_zero(tmp_path: Path):
+    unknown = dataclasses.replace(ENTRY, measurement=Measurement.unknown(Status.NO_TRANSFORM, 'no extrinsic'))
+    for entries, total, count in (
+        ((ENTRY,), '78.5 mm²', None),
+        ((ENTRY, unknown), '78.5 mm²', 1),
+        ((unknown,), '–', 1),
+        ((), '0.00 mm²', None),
+    ):
+        text = render(tmp_path, entries=entries)
+        assert f'<dt>Area, all together</dt><dd>{total}</dd>' in text
+        shown = f'<dt>Of unknown area, in neither</dt><dd>{count}</dd>' in text
+        assert shown == (count is not None)
+
+
 def test_nothing_found_is_said(tmp_path: Path):
     text = render(tmp_path, entries=())
     assert 'None found in 2 frames.' in text

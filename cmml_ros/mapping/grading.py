@@ -103,7 +103,7 @@ class Grading:
     """The graded surface, or the reason why there is none.
 
     developed: (N, 2) u, v of `entries`, metres. share: area of the airholes over the inspected area, with its
-    deviations by measurement and by sampling.
+    deviations by measurement and by sampling; NaN where no area is known.
     """
 
     reason: str
@@ -138,7 +138,7 @@ def grade(snapshot: MapSnapshot, config: GradingConfig, detection: DetectionConf
     areas_m2, variances, systematics = _area_terms(entries)
     inspected_m2 = coverage.area_m2
     share = share_std = sampling_std = math.nan
-    if inspected_m2 > 0.0:
+    if inspected_m2 > 0.0 and any(math.isfinite(entry.measurement.area_m2) for entry in entries):
         share = float(areas_m2.sum()) / inspected_m2
         share_std = math.sqrt(float(variances.sum()) + float(systematics.sum()) ** 2) / inspected_m2
         sampling_std = math.sqrt(float((areas_m2**2).sum())) / inspected_m2

@@ -20,7 +20,7 @@ from cmml_ros.mapping.grading import Grading, Verdict
 from cmml_ros.measurement.defect import Status
 from cmml_ros.report.figures import Sheet, choose_heat_map, make_histogram, make_sheet, thin
 from cmml_ros.report.overlay import STATUS_COLORS_RGB, STATUS_WORDS
-from cmml_ros.report.summary import Summary
+from cmml_ros.report.summary import Summary, sum_areas_m2
 from cmml_ros.report.text import format_interval, format_quantity, format_utc
 from cmml_ros.version import read_version
 
@@ -81,7 +81,8 @@ def write_report(
         signs=VERDICT_SIGNS,
         headlines=HEADLINES,
         counts={status: sum(m.volume_status is status for m in measurements) for status in Status},
-        area_sum_m2=float(np.nansum([m.area_m2 for m in measurements])),
+        area_sum_m2=sum_areas_m2(entries),
+        areas_unknown=sum(math.isnan(m.area_m2) for m in measurements),
         widest_m=_largest([m.equivalent_diameter_m for m in measurements]),
         deepest_m=_largest([m.depth_max_m for m in measurements if m.volume_status is Status.MEASURED]),
         placed=summary.frames_in_map > 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,12 +68,18 @@ class Summary:
             'range_noise_mm': _number(range_noise_m * 1e3),
             'area_status': count_statuses([entry.measurement.area_status for entry in entries]),
             'volume_status': count_statuses([entry.measurement.volume_status for entry in entries]),
-            'area_sum_mm2': _number(float(np.nansum([entry.measurement.area_m2 for entry in entries])) * 1e6),
+            'area_sum_mm2': _number(sum_areas_m2(entries) * 1e6),
             'largest_correction_mm': _number(correction_m * 1e3),
             'grading': _describe_grading(grading),
             'budgets': list_budgets(entries),
             'timings_s': timings_s,
         }
+
+
+def sum_areas_m2(entries: Sequence[MapEntry]) -> float:
+    """Area of all airholes together, m2, without those of unknown area; NaN where no area is known, 0 for none."""
+    areas_m2 = [entry.measurement.area_m2 for entry in entries]
+    return float(np.nansum(areas_m2)) if not areas_m2 or np.isfinite(areas_m2).any() else math.nan
 
 
 def list_budgets(entries: Sequence[MapEntry]) -> dict[str, dict[str, dict[str, float | None]]]:
