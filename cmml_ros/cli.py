@@ -145,7 +145,7 @@ def _analyze(options: argparse.Namespace) -> None:
     cover = {name: text for name in ('site', 'robot') if (text := getattr(options, name))}
     config = replace(config, report=replace(config.report, **cover))
     summary = analyze(
-        _find_bags(options.bags),
+        _find_bags(options.bags, options.out),
         options.out,
         config,
         image_topic=options.image_topic,
@@ -204,12 +204,17 @@ def _compare(options: argparse.Namespace) -> None:
     print(options.out / 'compare.csv')
 
 
-def _find_bags(names: Sequence[str]) -> list[Path]:
-    """The bags that names stand for: themselves, what a pattern matches, and those in a folder that is none."""
+def _find_bags(names: Sequence[str], out: Path) -> list[Path]:
+    """The bags that names stand for: themselves, what a pattern matches, and those in a folder that is none.
+
+    Patterns do not stand for `out`, so that results may lie among bags and the same command goes on.
+    """
     found: list[Path] = []
     for name in names:
         is_pattern = glob.has_magic(name) and not Path(name).exists()
         matches = [Path(one) for one in sorted(glob.glob(name))] if is_pattern else [Path(name)]
+        if is_pattern and not (out.is_dir() and _is_bag(out)):
+            matches = [one for one in matches if one.resolve() != out.resolve()]
         if not matches:
             raise BagError(f'{name}: matches no bag')
         for path in matches:

@@ -766,6 +766,17 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
+def test_results_among_the_bags_are_not_taken_for_one(make_bag: MakeBag, tmp_path: Path):
+    bag = make_bag(frames=1)
+    (tmp_path / 'runs').mkdir()
+    shutil.move(bag, tmp_path / 'runs' / 'wall')
+    for _ in range(2):
+        assert main(['analyze', f'{tmp_path}/runs/*', '--out', str(tmp_path / 'runs' / 'results'), '--no-pdf']) == 0
+    assert json.loads((tmp_path / 'runs' / 'results' / 'summary.json').read_text())['bag'] == 'wall'
+    # The folder of the only bag.
+    assert main(['analyze', f'{tmp_path}/runs/w*', '--out', str(tmp_path / 'runs' / 'wall'), '--no-pdf']) == 0
+
+
 def test_no_such_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert f'{tmp_path / "missing"}: no such bag' in fail(capsys, tmp_path / 'missing', '--out', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
