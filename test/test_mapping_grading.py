@@ -215,6 +215,14 @@ def test_without_a_whole_test_area_nothing_is_graded():
     assert dbv.classes[0].verdict is Verdict.NOT_GRADED
 
 
+def test_no_airhole_lies_between_test_areas():
+    # Half a metre each: the second one, from 0.5 m on, holds 25 of 150 mm2, more than the 3000 of P1.
+    crowd = [make_entry(10 + i, 0.75 + 0.02 * (i % 5), 0.2 + 0.02 * (i // 5), 150e-6) for i in range(25)]
+    dbv, _ = grade(make_snapshot(*corners(), *crowd), GradingConfig(step_m=1.0), DetectionConfig()).grades
+    assert dbv.areas.left_m[1] - dbv.areas.left_m[0] == pytest.approx(0.5)
+    assert dbv.classes[0].verdict is Verdict.EXCEEDED
+
+
 def test_an_empty_map_is_not_graded():
     assert grade(make_snapshot(), GradingConfig(), DetectionConfig()).reason == 'no airhole has a place in the map'
 
@@ -249,10 +257,11 @@ def test_bad_standards_are_named(tmp_path: Path):
         ('diameter_mm: [15, 2]', 'from a smaller to a larger number, got 15 and 2'),
         ('diameter_mm: [-1, 2]', 'from a smaller to a larger'),
         ('diameter_mm: [.nan, 2]', 'from a smaller to a larger'),
-        ('test_area_mm: 0', '1 mm and more, got 0'),
-        ('test_area_mm: -500', '1 mm and more, got -500'),
-        ('test_area_mm: .nan', '1 mm and more, got nan'),
-        ('test_area_mm: .inf', '1 mm and more, got inf'),
+        ('test_area_mm: 0', '10 mm and more, got 0'),
+        ('test_area_mm: 2', '10 mm and more, got 2'),
+        ('test_area_mm: -500', '10 mm and more, got -500'),
+        ('test_area_mm: .nan', '10 mm and more, got nan'),
+        ('test_area_mm: .inf', '10 mm and more, got inf'),
         ('classes: []', '"classes" has none'),
         ('classes: [{name: A, area_mm2: -3}]', 'numbers from 0 on'),
         ('classes: [{name: A, area_mm2: .nan}]', 'numbers from 0 on'),

@@ -158,12 +158,13 @@ def find_test_areas(
     step_m: float,
     min_diameter_px: float,
 ) -> TestAreas:
-    """Test areas of `standard` at steps of `step_m`, an airhole counting where its centre lies."""
+    """Test areas of `standard` at steps of `step_m` at most, an airhole counting where its centre lies."""
     side = standard.test_area_m
     low, _ = standard.diameter_m
     fine = coverage.px_per_m * low >= min_diameter_px if low > 0.0 else coverage.px_per_m > 0.0
     cells = max(round(side / coverage.cell_m), 1)
-    stride = max(round(step_m / coverage.cell_m), 1)
+    # No further than a test area is wide, or what lies between two would be in neither.
+    stride = max(int(min(step_m, side) / coverage.cell_m + 0.001), 1)
     rows, columns = np.flatnonzero(fine.any(axis=1)), np.flatnonzero(fine.any(axis=0))
     if not len(rows):
         rows = columns = np.zeros(1, np.int64)

@@ -84,8 +84,8 @@ def _read_standard(path: Path, document: Any) -> Standard:
     if not 0.0 <= low < high:  # else no airhole counts, and every limit is met
         raise ConfigError(f'{path}: diameter_mm goes from a smaller to a larger number, got {low:g} and {high:g}')
     side_mm = float(document.get('test_area_mm', 500.0))
-    if not 1.0 <= side_mm < math.inf:
-        raise ConfigError(f'{path}: test_area_mm is the side of a square of 1 mm and more, got {side_mm:g}')
+    if not 10.0 <= side_mm < math.inf:
+        raise ConfigError(f'{path}: test_area_mm is the side of a square of 10 mm and more, got {side_mm:g}')
     if not classes:
         raise ConfigError(f'{path}: "classes" has none')
     return Standard(
