@@ -223,10 +223,8 @@ def _cut(path: Path, topics: SensorTopics, span_ns: tuple[int, int] | None, imag
     matter for the result.
     """
     count = max(round((span_ns[1] - span_ns[0]) * 1e-9 / split_s), 1) if span_ns else 1
-    if count > images:
-        count = (
-            1  # most would be empty: the clock was set during the recording, from 1970 on machines without a battery
-        )
+    # Most would be empty where the clock was set during the recording, from 1970 on machines without a battery.
+    count = 1 if count > images else count
     count = count if count <= 2 else 4 * math.ceil(count / 4)
     if count == 1 or span_ns is None:
         return [Split(path, topics)]
