@@ -324,6 +324,7 @@ def _inspect_remotely(
     """One Ray task per split. A task whose worker dies is started again; one that fails every time is left out."""
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    os.environ.setdefault('RAY_task_oom_retries', str(_RETRIES))  # else for ever
     try:
         import ray
     except ImportError:
@@ -367,6 +368,8 @@ def _inspect_remotely(
                 if isinstance(cause, CmmlError):  # no other split would fare better
                     raise cause from None
                 reason = repr(cause) if cause else str(error).strip().splitlines()[0]
+                if isinstance(error, ray.exceptions.OutOfMemoryError):
+                    reason = 'too little memory; take fewer workers'
                 progress.write(f'cmml: note: {plan.splits[number].bag}: a split is left out: {reason}')
                 continue
             parts.save(number, data, pictures)

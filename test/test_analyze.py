@@ -448,6 +448,21 @@ def kill_a_worker(driver: subprocess.Popen[bytes], session: int) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
+def test_workers_for_which_memory_is_short_are_not_started_for_ever(tmp_path: Path):
+    write_bag(tmp_path / 'wall', Recording(frames=1))
+    done = subprocess.run(
+        [sys.executable, '-c', ANALYSE, tmp_path / 'wall', tmp_path / 'out', '2'],
+        env=os.environ | {'RAY_memory_usage_threshold': '0.001'},  # less than any machine uses
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert 'too little memory; take fewer workers' in done.stdout + done.stderr
+    assert '1 of 1 splits were lost with their workers' in done.stderr
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """Address of a Ray cluster of two nodes, both on this machine, that asks for a token; session of its processes."""
