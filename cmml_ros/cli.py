@@ -40,6 +40,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    """What random numbers begin with."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f'must be a whole number from 0 on, got {text}')
+    return int(text)
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cmml', description='Find airholes in concrete with a camera and a range sensor, and measure them.'
@@ -304,7 +311,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         '--look', choices=LOOKS, default=LOOKS[0], help='of the network: how views are rendered (default: %(default)s)'
     )
-    parser.add_argument('--seed', type=int, default=0, metavar='N', help='the same number gives the same airholes')
+    parser.add_argument('--seed', type=_seed, default=0, metavar='N', help='the same number gives the same airholes')
 
 
 def _evaluate_network(options: argparse.Namespace) -> None:

@@ -46,6 +46,19 @@ def test_a_number_of_nothing_is_refused(arguments: list[str], capsys: pytest.Cap
     assert f'argument {arguments[-2]}: must be a whole number from 1 on, got {arguments[-1]}' in capsys.readouterr().err
 
 
+def test_a_seed_is_not_negative(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(['evaluate', '--measurement', '--seed', '-1'])
+    assert stopped.value.code == 2
+    assert 'argument --seed: must be a whole number from 0 on, got -1' in capsys.readouterr().err
+
+
+def test_an_exported_network_needs_a_name(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for folder in ('.', str(tmp_path)):
+        assert main(['export', folder]) == 2
+        assert f'cmml: error: {folder} is a folder; name a file in it' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('fault', 'status', 'message'),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cmml_ros.errors import ModelError
 from cmml_ros.model.cells import CELL_BYTES
 from cmml_ros.model.checkpoint import find_weights, load_network
 from cmml_ros.model.interface import (
@@ -145,8 +146,10 @@ def _make(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) 
 def export_onnx(model: str, path: Path) -> list[Path]:
     """Write the weights called `model` as ONNX files and say which: `path` segments, two beside it match.
 
-    Raises ModelError when there are none.
+    Raises ModelError when there are none, or when `path` is a folder.
     """
+    if path.is_dir():
+        raise ModelError(f'{path} is a folder; name a file in it')
     network, _ = load_network(find_weights(model))
     makers = {
         path: make_onnx,
