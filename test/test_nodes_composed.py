@@ -38,6 +38,7 @@ def test_what_is_simulated_is_inspected_and_recorded_by_one_process(start_node: 
     while len(received) < 2:
         executor.spin_once(timeout_sec=0.1)
         assert time.monotonic() < end_s, node.said
+    time.sleep(1.0)  # DDS reaches each reader in its own time
     node.stop()
     executor.shutdown()
     watcher.destroy_node()

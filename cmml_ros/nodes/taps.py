@@ -50,6 +50,7 @@ class Tap:
         self._sidecar = sidecar
         self._wanted = list(topics)
         self._subscriptions: dict[str, Subscription] = {}
+        self._type_names: dict[str, str] = {}
         self._filter = EventFilter(settings.event_window_s, settings.event_hold_s, settings.event_hold_bytes)
 
     def discover(self) -> None:
@@ -76,18 +77,27 @@ class Tap:
                 latched=qos.durability == DurabilityPolicy.TRANSIENT_LOCAL,
                 reliable=qos.reliability == ReliabilityPolicy.RELIABLE,
             )
-            self._subscribe(topic, type_name, message_type)
+            self._type_names[topic] = type_name
+            self._subscribe(topic, message_type)
 
     def close(self) -> None:
-        """Record no more."""
+        """Record what has arrived by now, and no more."""
         while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.popitem()[1])
+            topic, subscription = self._subscriptions.popitem()
+            on_message = self._make_callback(topic)
+            # No more than may wait: while a publisher goes on, there is always one more.
+            for _ in range(_DEPTH):
+                taken = subscription.handle.take_message(subscription.msg_type, True)
+                if taken is None:
+                    break
+                on_message(*taken)
+            self._node.destroy_subscription(subscription)
 
-    def _subscribe(self, topic: str, type_name: str, message_type: type) -> None:
+    def _subscribe(self, topic: str, message_type: type) -> None:
         def on_incompatible_qos(_: object) -> None:
             """A publisher came that offers less than those before: all are heard by asking for less."""
             self._node.destroy_subscription(self._subscriptions.pop(topic))
-            self._subscribe(topic, type_name, message_type)
+            self._subscribe(topic, message_type)
 
         def on_lost(event: Any) -> None:
             self.lost[topic] += event.total_count_change
@@ -102,10 +112,11 @@ class Tap:
         )
         qos = match_qos(self._node.get_publishers_info_by_topic(topic), _DEPTH)
         self._subscriptions[topic] = self._node.create_subscription(
-            message_type, topic, self._make_callback(topic, type_name), qos, event_callbacks=events, raw=True
+            message_type, topic, self._make_callback(topic), qos, event_callbacks=events, raw=True
         )
 
-    def _make_callback(self, topic: str, type_name: str) -> Callable[[bytes, dict[str, int]], None]:
+    def _make_callback(self, topic: str) -> Callable[[bytes, dict[str, int]], None]:
+        type_name = self._type_names[topic]
         held_back = type_name in _LARGE and self._settings.mode == 'events'
         raises_events = topic == self._settings.defects_topic and self._settings.mode == 'events'
 
