@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,18 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    """A number of things that there must be at least one of."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be a whole number from 1 on, got {text}')
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number of `least` or more."""
 
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'must be a whole number from {least} on, got {text}')
+        return int(text)
 
-def _seed(text: str) -> int:
-    """What random numbers begin with."""
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f'must be a whole number from 0 on, got {text}')
-    return int(text)
+    return read
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -133,7 +130,7 @@ def _add_analyze(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument('--points-topic', metavar='T', help='default: the only PointCloud2 topic')
     parser.add_argument('--camera-info-topic', metavar='T', help='default: the one beside the image topic')
     parser.add_argument('--bag-out', type=Path, metavar='BAG', help='also write the results as a new rosbag2 folder')
-    parser.add_argument('--workers', type=_positive, default=1, metavar='N', help='processes (default: %(default)s)')
+    parser.add_argument('--workers', type=_whole(1), default=1, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--cluster', metavar='ADDRESS', help='run on this Ray cluster, HEAD:6379 or ray://HEAD:10001')
     parser.add_argument('--no-pdf', action='store_true', help='do not print report.pdf, which needs Chromium')
     parser.set_defaults(run=_analyze)
@@ -232,9 +229,9 @@ def _find_bags(names: Sequence[str], out: Path) -> list[Path]:
 
 def _is_bag(path: Path) -> bool:
     """Whether it is a bag's folder; one whose recording was interrupted has no metadata.yaml."""
-    return path.is_dir() and any(
-        one.name == 'metadata.yaml' or one.suffix in ('.mcap', '.db3', '.zstd') for one in path.iterdir()
-    )
+    from cmml_ros.bag.reader import is_recorded
+
+    return path.is_dir() and any(map(is_recorded, path.iterdir()))
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -303,7 +300,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument(
         '--frames',
-        type=_positive,
+        type=_whole(1),
         default=16,
         metavar='N',
         help='of the network: views a sensor (default: %(default)s)',
@@ -311,7 +308,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         '--look', choices=LOOKS, default=LOOKS[0], help='of the network: how views are rendered (default: %(default)s)'
     )
-    parser.add_argument('--seed', type=_seed, default=0, metavar='N', help='the same number gives the same airholes')
+    parser.add_argument(
+        '--seed', type=_whole(0), default=0, metavar='N', help='the same number gives the same airholes'
+    )
 
 
 def _evaluate_network(options: argparse.Namespace) -> None:
@@ -363,7 +362,7 @@ def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument('bag', type=Path, metavar='BAG', help='rosbag2 folder or file')
     parser.add_argument('--config', type=Path, metavar='FILE', help='settings as YAML, plain or a ROS parameter file')
     parser.add_argument(
-        '--repeats', type=_positive, default=1, metavar='N', help='how often the recording is gone through (default: 1)'
+        '--repeats', type=_whole(1), default=1, metavar='N', help='how often the recording is gone through (default: 1)'
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures here')
     parser.set_defaults(run=_benchmark)

@@ -23,8 +23,8 @@ from cmml_ros.errors import ConfigError
 Scalar = bool | int | float | str
 ConfigT = TypeVar('ConfigT')
 
-# Every node has these; they stand in parameter files and are none of our settings.
 _EXPONENT = re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+')
+# Every node has these; they stand in parameter files and are none of our settings.
 _ROS_PARAMETERS = ('use_sim_time', 'start_type_description_service')
 
 

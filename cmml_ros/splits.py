@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import zstandard
 
-from cmml_ros.bag.reader import TRANSFORM_TYPE, BagMessage, BagReader, SensorTopics
+from cmml_ros.bag.reader import TRANSFORM_TYPE, BagMessage, BagReader, SensorTopics, is_recorded
 from cmml_ros.config import SyncConfig
 from cmml_ros.errors import BagError, CmmlError
 from cmml_ros.frame import Frame
@@ -250,15 +250,10 @@ class _Run:
 
 def describe_split(split: Split) -> dict[str, Any]:
     """What a split is made from: the bag's files with size and time of change, its topics and its limits."""
-    files = filter(_is_recorded, sorted(split.bag.iterdir())) if split.bag.is_dir() else [split.bag]
+    files = filter(is_recorded, sorted(split.bag.iterdir())) if split.bag.is_dir() else [split.bag]
     return {
         'bag': str(split.bag.resolve()),
         'files': [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()],
         'topics': asdict(split.topics),
         'limits': [split.start_ns, split.stop_ns],
     }
-
-
-def _is_recorded(file: Path) -> bool:
-    """Whether it belongs to a recording; results may lie beside it, and change."""
-    return file.name == 'metadata.yaml' or '.mcap' in file.suffixes or any('.db3' in one for one in file.suffixes)

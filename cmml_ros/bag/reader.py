@@ -400,6 +400,11 @@ class _McapStream:
                 raise EOFError(f'the file ends inside a record, after {size} bytes') from None
 
 
+def is_recorded(file: Path) -> bool:
+    """Whether a file belongs to a recording, by its name; results may lie beside it."""
+    return file.name == 'metadata.yaml' or '.mcap' in file.suffixes or any('.db3' in one for one in file.suffixes)
+
+
 def _is_depth(image_topic: str) -> bool:
     """Whether an image topic is named as those of depth images are: /camera/depth/image_rect_raw, depth_registered."""
     return any(map(_DEPTH.fullmatch, image_topic.split('/')))

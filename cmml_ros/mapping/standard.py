@@ -56,11 +56,8 @@ def load_standards(names: str) -> list[Standard]:
             raise ConfigError(f'{path}: not valid YAML: {error}') from None
         try:
             standards.append(_read_standard(path, document))
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ) as error:  # text or a list where a number stands in config/grading/*.yaml
+        except (AttributeError, TypeError, ValueError) as error:
+            # Text or a list where a number is to stand.
             raise ConfigError(f'{path}: {error}; write it like those in config/grading') from None
     return standards
 

@@ -98,7 +98,7 @@ def _follow(
     A mask that has grown by what is as deep as it was reaches farther than before, as long as that ends at a rim all
     around: a step in a wall does not.
     """
-    once: tuple[tuple[slice, slice], Bools, Ints] | None = None
+    grown: list[tuple[tuple[slice, slice], Bools, Ints]] = []
     for _ in range(_MAX_ROUNDS):
         window = _window(box, owners.shape)
         number = faint.numbers[window][owners[window] == index][0]
@@ -114,15 +114,12 @@ def _follow(
         box = _bound(own | part, window)
         if its_relief.middle_depth(part) < _AS_DEEP * its_relief.middle_depth(own):
             return box
-        once = once or (window, own | part, box)
+        grown.append((window, part, box))
         if _is_at_border(box, owners.shape):
             break
-    assert once is not None
-    cut = owners[_window(box, owners.shape)]
-    cut[cut == index] = 0
-    window, own, box = once
-    owners[window][own] = index
-    return box
+    for window, part, _ in grown[1:]:
+        owners[window][part] = 0
+    return grown[0][2]
 
 
 def would_show(mask: InstanceMask, range_maps: Floats) -> bool:

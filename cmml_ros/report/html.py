@@ -74,7 +74,6 @@ def write_report(
         summary=summary,
         version=read_version(),
         count=len(entries),
-        unplaced=len(entries) - len(snapshot.placed),
         pictures=pictures,
         words=STATUS_WORDS,
         meaning=STATUS_MEANING,

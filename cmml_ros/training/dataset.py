@@ -69,14 +69,22 @@ class _Patch:
 
 
 class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
-    """Crop number i of a run: image, range maps, coverage, rim and weight, a function of (seed, i) alone."""
+    """Crop number i of a run: image, range maps, coverage, rim and weight, a function of (seed, i) alone.
+
+    backgrounds: pictures, as of `load_pictures`.
+    """
 
     def __init__(
-        self, config: DataConfig, views: Sequence[Path], backgrounds: Sequence[Path], seed: int, length: int
+        self,
+        config: DataConfig,
+        views: Sequence[Path],
+        backgrounds: Sequence[NDArray[np.uint8]],
+        seed: int,
+        length: int,
     ) -> None:
         self._config = config
         self._views = list(views)
-        self._pictures = [picture for folder in backgrounds for picture in load_pictures(folder)]
+        self._pictures = list(backgrounds)
         self.seed = seed
         self.crop_px = config.crop_px
         self._length = length

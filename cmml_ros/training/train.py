@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
@@ -247,8 +249,7 @@ def _train(
     if checkpoint.exists():
         run.resume(checkpoint, device)
         log.info('going on from step %d', run.step)
-    for folder in backgrounds:
-        load_pictures(folder)
+    pictures = [picture for folder in backgrounds for picture in load_pictures(folder)]
     if rank > 0:
         distributed.barrier()  # the first process makes the views
     own = [path for folder in data for path in import_folder(folder, out / 'own')]
@@ -256,7 +257,7 @@ def _train(
     if rank == 0 and processes > 1:
         distributed.barrier()
 
-    dataset = _StepDataset(config, views, backgrounds, rank, processes)
+    dataset = _StepDataset(config, views, pictures, rank, processes)
     loader = DataLoader(
         Subset(dataset, range(run.step, config.steps)),
         batch_size=None,
@@ -303,7 +304,12 @@ class _StepDataset(Dataset[list[Tensor]]):
     """
 
     def __init__(
-        self, config: TrainConfig, views: Sequence[Path], backgrounds: Sequence[Path], rank: int, processes: int
+        self,
+        config: TrainConfig,
+        views: Sequence[Path],
+        backgrounds: Sequence[NDArray[np.uint8]],
+        rank: int,
+        processes: int,
     ) -> None:
         self._config = config
         self._rank, self._processes = rank, processes
